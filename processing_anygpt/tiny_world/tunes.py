@@ -1,0 +1,137 @@
+"""Tunes of anygpt-tiny's world: monophonic, 5 s, six General MIDI instruments.
+
+A `Tune` names what a caption says (instrument, tempo, mode, contour); `notes` draws one of the many melodies that
+fit it; `render` plays the notes through a sound font. Only `render` needs a package beyond numpy's and Python's own
+(tinysoundfont) and a sound font file, for example TimGM6mb.sf2 of Debian's `timgm6mb-soundfont`.
+
+Every melody starts and ends on the tonic, stays inside one octave and touches the third and the sixth, the degrees
+in which major and natural minor differ, so that its mode can be heard.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+
+SECONDS = 5.0
+SAMPLING_RATE = 16000  # Hz
+# General MIDI programs, counted from 0. Guitar is the nylon one: basic-pitch reads its attacks best.
+INSTRUMENTS = {"piano": 0, "guitar": 24, "violin": 40, "flute": 73, "trumpet": 56, "marimba": 12}
+# Note lengths in seconds: whole numbers of 40 ms code frames, and each divides the 4.8 s that are played.
+TEMPOS = {"slow": 0.80, "steady": 0.48, "fast": 0.32}
+PLAYED_SECONDS = 4.8  # the last 0.2 s let the last note ring out
+MODES = {"happy": (0, 2, 4, 5, 7, 9, 11), "sad": (0, 2, 3, 5, 7, 8, 10)}  # major, natural minor (semitones)
+CONTOURS = ("up", "down", "up and down")
+TONICS = (60, 62, 64, 65, 67)  # C4 D4 E4 F4 G4 (MIDI)
+
+_THIRD, _SIXTH, _OCTAVE = 2, 5, 7  # scale degrees, the tonic is 0
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What a caption says of a tune.
+
+    Raises:
+        ValueError: a word that the tiny world doesn't know.
+    """
+
+    instrument: str
+    tempo: str
+    mode: str
+    contour: str
+
+    def __post_init__(self) -> None:
+        known = {"instrument": INSTRUMENTS, "tempo": TEMPOS, "mode": MODES, "contour": CONTOURS}
+        for field, words in known.items():
+            if getattr(self, field) not in words:
+                raise ValueError(f"Got {field} {getattr(self, field)!r}; known: {', '.join(words)}.")
+
+
+def notes(tune: Tune, rng: random.Random) -> list[tuple[float, float, int]]:
+    """One melody that fits the tune, drawn with `rng`: [(onset s, offset s, MIDI pitch)], pitches C4 (60) to G5 (79)."""
+    length = TEMPOS[tune.tempo]
+    count = round(PLAYED_SECONDS / length)  # 6, 10 or 15 notes
+    tonic = rng.choice(TONICS)
+    scale = MODES[tune.mode]
+    pitches = [tonic + scale[d % 7] + 12 * (d // 7) for d in _degrees(tune.contour, count, rng)]
+    return [(round(i * length, 2), round((i + 1) * length, 2), p) for i, p in enumerate(pitches)]
+
+
+def _degrees(contour: str, count: int, rng: random.Random) -> list[int]:
+    """Scale degrees (0 tonic, 7 its octave) of a melody of `count` notes."""
+    while True:
+        if contour == "up and down":
+            half = count // 2
+            peak = rng.choice((_SIXTH, _OCTAVE))
+            rise = _climb(peak, half, rng)
+            fall = _climb(peak, count - 1 - half, rng)
+            degrees = rise + fall[-2::-1]
+        else:
+            degrees = _climb(_OCTAVE, count - 1, rng)
+            if contour == "down":
+                degrees.reverse()
+        if _THIRD in degrees and _SIXTH in degrees:
+            return degrees
+
+
+def _climb(top: int, steps: int, rng: random.Random) -> list[int]:
+    """Degrees from 0 to `top` in `steps` steps, mostly to a neighbour; reaches the top only with the last one."""
+    # The fewer the steps, the larger they must be: 2 steps to the sixth are a third and a fourth.
+    ups = (1, 2) if steps >= 5 else (1, 2, 3, 4)
+    slack = steps > top  # more steps than degrees: some must go back
+    while True:
+        degrees = [0]
+        for _ in range(steps):
+            if (slack and rng.random() < 0.3) or (not slack and rng.random() < 0.1):
+                step = -1
+            else:
+                step = ups[0] if rng.random() < 0.7 else rng.choice(ups[1:])
+            degrees.append(degrees[-1] + step)
+        if degrees[-1] == top and min(degrees) == 0 and max(degrees[:-1]) < top:
+            return degrees
+
+
+def render(
+    notes: list[tuple[float, float, int]], instrument: str, sound_font: str, sampling_rate: int = SAMPLING_RATE
+) -> np.ndarray:
+    """Play notes on one instrument.
+
+    Args:
+        notes: [(onset s, offset s, MIDI pitch)], in order of onset, not overlapping.
+        instrument: a key of INSTRUMENTS.
+        sound_font: path of a General MIDI .sf2 file.
+        sampling_rate: Hz.
+
+    Returns:
+        float32 [5 * sampling_rate], mono, peak 0.6. The same call gives the same samples.
+
+    Raises:
+        ValueError: unknown instrument.
+        ImportError: tinysoundfont is missing.
+    """
+    if instrument not in INSTRUMENTS:
+        raise ValueError(f"Got instrument {instrument!r}; known: {', '.join(INSTRUMENTS)}.")
+    try:
+        import tinysoundfont
+    except ImportError as error:
+        raise ImportError("Rendering tunes needs tinysoundfont: pip install tinysoundfont") from error
+
+    synth = tinysoundfont.Synth(samplerate=sampling_rate, gain=-6)
+    synth.program_select(0, synth.sfload(str(sound_font)), 0, INSTRUMENTS[instrument])
+    total = round(SECONDS * sampling_rate)
+    # A note's end sorts before the next note's start at the same time. Every second note is a little softer.
+    events = [(round(on * sampling_rate), 1, pitch, 100 - 12 * (i % 2)) for i, (on, _, pitch) in enumerate(notes)]
+    events += [(round(off * sampling_rate), 0, pitch, 0) for _, off, pitch in notes]
+    audio, now = [], 0
+    for time, start, pitch, velocity in [*sorted(events), (total, 0, 0, 0)]:
+        if time > now:
+            stereo = np.frombuffer(bytes(synth.generate(time - now)), dtype=np.float32).reshape(-1, 2)
+            audio.append(stereo.mean(axis=1))
+            now = time
+        if start:
+            synth.noteon(0, pitch, velocity)
+        else:
+            synth.noteoff(0, pitch)
+    audio = np.concatenate(audio)[:total]
+    return (audio * (0.6 / max(np.abs(audio).max(), 1e-6))).astype(np.float32)
