@@ -1,0 +1,1 @@
+"""Media <-> codes <-> token ids <-> messages. No weights live here."""
