@@ -1,0 +1,181 @@
+"""Speak the tiny world and turn it into speech codes for the language model.
+
+  python train/make_speech_data.py --out data/speech --hours 4 --workers 2
+
+Writes, all in one form (`codes` uint16 [8, sum T], `offsets` int64 [N+1], `voice` and `text` unicode [N]):
+  codes_train.npz     training voices, sentences that are not held out; one in five resampled by 0.9 to 1.1, which
+                      moves pitch and pace, its voice written as "flite_slt*1.07"
+  codes_heldout.npz   held-out sentences in the training voices and in two voices training never hears
+  human_digits.npz    digit strings by a real speaker, joined from Asterisk's prompts (CC-BY-SA-3.0)
+The last two also hold `sample_offsets` int64 [N+1] into the FLAC file of the same name, the audio for judges.
+Work is cut into parts that are kept in DIR/parts: a second run, also one for more hours, does only what is missing.
+"""
+
+import argparse
+import os
+import random
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from processing_anygpt.tiny_world import language, voices
+
+RATE = voices.SAMPLING_RATE
+PART_SECONDS = 240  # of unperturbed speech in one part
+BUCKET = 640  # samples; lengths are padded to a multiple, so that utterances of one length can share a batch
+BATCH = 8
+# A little faster than each voice's own pace, as fast as pocketsphinx still reads: fewer tokens a sentence.
+PACE = {"flite_slt": 1.15, "flite_rms": 1.1, "flite_awb": 1.15, "flite_kal16": 1.03, "hibari": 1.15}
+UNSEEN = ("festival_ked", "joe")
+HELD_OUT_RULES = (
+    "picture_request",
+    "picture",
+    "tune_request",
+    "tune",
+    "speech_request",
+    "everyday",
+    "digits",
+    "digits",
+)
+DIGITS = language.RULES["digit"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=4.0, help="of unperturbed training speech")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--codec", default="modeling_anygpt/pretrained/anygpt_tiny/speech_codec")
+    parser.add_argument("--asterisk", default="/usr/share/asterisk/sounds/en_US_f_Allison/digits", help="g722 prompts")
+    parser.add_argument(
+        "--only", choices=["train", "heldout", "digits"], nargs="*", default=["train", "heldout", "digits"]
+    )
+    args = parser.parse_args()
+    (args.out / "parts").mkdir(parents=True, exist_ok=True)
+
+    if "train" in args.only:
+        rounds = max(1, round(args.hours * 3600 / PART_SECONDS / len(voices.TRAINING_VOICES)))
+        jobs = [(voice, f"{args.seed}-{i}", args) for i in range(rounds) for voice in voices.TRAINING_VOICES]
+        with get_context("spawn").Pool(args.workers) as pool:
+            paths = []
+            for path in pool.imap(make_part, jobs):
+                paths.append(path)
+                print(f"{len(paths)}/{len(jobs)} {path}", flush=True)
+        parts = [np.load(path) for path in paths]
+        codes = [row for part in parts for row in split(part)]
+        texts, labels = (np.concatenate([part[name] for part in parts]) for name in ("text", "voice"))
+        save_codes(args.out / "codes_train.npz", codes, texts, labels)
+
+    if "heldout" in args.only:
+        rng = random.Random(f"{args.seed}-heldout")
+        texts = [language.sample(rule, rng, held_out=True) for _ in range(5) for rule in HELD_OUT_RULES]
+        spoken = [(voices.say(t, v, PACE.get(v, 1.0)), t, v) for v in voices.TRAINING_VOICES + UNSEEN for t in texts]
+        save_with_audio(args.out / "codes_heldout", spoken, args.codec)
+
+    if "digits" in args.only:
+        save_with_audio(args.out / "human_digits", human_digits(args.asterisk, 40, f"{args.seed}-digits"), args.codec)
+
+
+def make_part(job) -> Path:
+    """Four minutes of one voice, spoken and encoded -> path of the npz file."""
+    voice, seed, args = job
+    path = args.out / "parts" / f"{voice}_{seed}.npz"
+    if path.exists():
+        return path
+    torch.set_num_threads(1)
+    rng, spoken, seconds = random.Random(f"{voice}-{seed}"), [], 0.0
+    while seconds < PART_SECONDS:
+        text = language.sample_spoken(rng)
+        if language.is_held_out(text):
+            continue
+        wave = voices.say(text, voice, PACE[voice] * rng.uniform(0.95, 1.05))
+        if len(spoken) % 5 == 4:
+            factor = round(rng.uniform(0.9, 1.1), 2)
+            spoken.append((voices.to_16k(wave, round(RATE * factor)), text, f"{voice}*{factor}"))
+        else:
+            spoken.append((wave, text, voice))
+            seconds += len(wave) / RATE
+    waves, texts, labels = zip(*spoken, strict=True)
+    save_codes(path, encode(load_codec(args.codec), waves), texts, labels)
+    return path
+
+
+def load_codec(folder):
+    from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerModel
+
+    return SpeechTokenizerModel.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def encode(codec, waves) -> list[np.ndarray]:
+    """Waves (float32 [T] each) -> codes (uint16 [8, frames] each), in order; equal lengths share a batch."""
+    buckets: dict[int, list[int]] = {}
+    for i, wave in enumerate(waves):
+        buckets.setdefault(-(-len(wave) // BUCKET) * BUCKET, []).append(i)
+    codes = [None] * len(waves)
+    for length, members in sorted(buckets.items()):
+        for start in range(0, len(members), BATCH):
+            chosen = members[start : start + BATCH]
+            batch = np.stack([np.pad(waves[i], (0, length - len(waves[i]))) for i in chosen])
+            for i, row in zip(chosen, codec.encode(torch.from_numpy(batch)), strict=True):  # row: [8, frames]
+                codes[i] = row.numpy().astype(np.uint16)
+    return codes
+
+
+def human_digits(folder: str, count: int, seed: str) -> list[tuple[np.ndarray, str, str]]:
+    """`count` strings of 3 to 5 digits by Allison Smith -> (float32 wave [T] at 16 kHz, words, "asterisk")."""
+    paths = [f"{folder}/{i}.g722" for i in range(10)]
+    if missing := [path for path in paths if not os.path.exists(path)]:
+        raise FileNotFoundError(f"No {missing[0]}. Install it: apt-get install asterisk-core-sounds-en-g722")
+    clips, rng = [voices.trim(read_g722(path)) for path in paths], random.Random(seed)
+    strings = [[rng.randrange(10) for _ in range(rng.randint(3, 5))] for _ in range(count)]
+    return [(np.concatenate([clips[d] for d in s]), " ".join(DIGITS[d] for d in s), "asterisk") for s in strings]
+
+
+def read_g722(path: str) -> np.ndarray:
+    """A bare G.722 file -> float32 [T] at 16 kHz."""
+    import av
+
+    with av.open(path, format="g722") as file:
+        blocks = [frame.to_ndarray().reshape(-1) for frame in file.decode(audio=0)]
+    return np.concatenate(blocks).astype(np.float32) / 32768
+
+
+def split(data) -> list[np.ndarray]:
+    """The codes of every utterance of one npz file: uint16 [8, T] each."""
+    return np.split(data["codes"], data["offsets"][1:-1], axis=1)
+
+
+def save_codes(path: Path, codes, texts, labels, **more):
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(
+        temporary, codes=np.concatenate(codes, axis=1), offsets=offsets(codes), text=texts, voice=labels, **more
+    )
+    os.replace(temporary, path)
+    frames = sum(c.shape[1] for c in codes)
+    print(
+        f"{path}: {len(codes)} utterances, {frames / 50 / 3600:.2f} h, {path.stat().st_size / 1e6:.1f} MB", flush=True
+    )
+
+
+def save_with_audio(path: Path, spoken, codec):
+    import soundfile
+
+    waves, texts, labels = zip(*spoken, strict=True)
+    temporary = path.with_suffix(".tmp.flac")
+    soundfile.write(temporary, np.concatenate(waves), RATE, subtype="PCM_16")
+    os.replace(temporary, path.with_suffix(".flac"))
+    codes = encode(load_codec(codec), waves)
+    save_codes(path.with_suffix(".npz"), codes, texts, labels, sample_offsets=offsets(waves))
+
+
+def offsets(arrays) -> np.ndarray:
+    """Where each array starts along its last axis once they are joined, and the end: int64 [N+1]."""
+    return np.cumsum([0] + [a.shape[-1] for a in arrays])
+
+
+if __name__ == "__main__":
+    main()
