@@ -1,6 +1,6 @@
 """Tunes of anygpt-tiny's world: monophonic, 5 s, six General MIDI instruments.
 
-A `Tune` names what a caption says (instrument, tempo, mode, contour); `notes` draws one of the many melodies that
+A `language.Tune` holds what a caption says (instrument, tempo, mode, contour); `notes` draws one of the many melodies that
 fit it; `render` plays the notes through a sound font. Only `render` needs a package beyond numpy's and Python's own
 (tinysoundfont) and a sound font file, for example TimGM6mb.sf2 of Debian's `timgm6mb-soundfont`.
 
@@ -9,9 +9,12 @@ in which major and natural minor differ, so that its mode can be heard.
 """
 
 import random
-from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+
+from .language import Tune
 
 
 SECONDS = 5.0
@@ -28,28 +31,15 @@ TONICS = (60, 62, 64, 65, 67)  # C4 D4 E4 F4 G4 (MIDI)
 _THIRD, _SIXTH, _OCTAVE = 2, 5, 7  # scale degrees, the tonic is 0
 
 
-@dataclass(frozen=True)
-class Tune:
-    """What a caption says of a tune.
+def notes(tune: Tune, rng: random.Random) -> list[tuple[float, float, int]]:
+    """One melody that fits the tune, drawn with `rng`: [(onset s, offset s, MIDI pitch)], pitches C4 (60) to G5 (79).
 
     Raises:
-        ValueError: a word that the tiny world doesn't know.
+        ValueError: a tempo, mode or contour that the tiny world doesn't know.
     """
-
-    instrument: str
-    tempo: str
-    mode: str
-    contour: str
-
-    def __post_init__(self) -> None:
-        known = {"instrument": INSTRUMENTS, "tempo": TEMPOS, "mode": MODES, "contour": CONTOURS}
-        for field, words in known.items():
-            if getattr(self, field) not in words:
-                raise ValueError(f"Got {field} {getattr(self, field)!r}; known: {', '.join(words)}.")
-
-
-def notes(tune: Tune, rng: random.Random) -> list[tuple[float, float, int]]:
-    """One melody that fits the tune, drawn with `rng`: [(onset s, offset s, MIDI pitch)], pitches C4 (60) to G5 (79)."""
+    for field, known in (("tempo", TEMPOS), ("mode", MODES), ("contour", CONTOURS)):
+        if getattr(tune, field) not in known:
+            raise ValueError(f"Got {field} {getattr(tune, field)!r}; known: {', '.join(known)}.")
     length = TEMPOS[tune.tempo]
     count = round(PLAYED_SECONDS / length)  # 6, 10 or 15 notes
     tonic = rng.choice(TONICS)
@@ -109,16 +99,14 @@ def render(
     Raises:
         ValueError: unknown instrument.
         ImportError: tinysoundfont is missing.
+        FileNotFoundError: no such sound font.
     """
     if instrument not in INSTRUMENTS:
         raise ValueError(f"Got instrument {instrument!r}; known: {', '.join(INSTRUMENTS)}.")
-    try:
-        import tinysoundfont
-    except ImportError as error:
-        raise ImportError("Rendering tunes needs tinysoundfont: pip install tinysoundfont") from error
-
-    synth = tinysoundfont.Synth(samplerate=sampling_rate, gain=-6)
-    synth.program_select(0, synth.sfload(str(sound_font)), 0, INSTRUMENTS[instrument])
+    synth, font = _synth(str(sound_font), sampling_rate)
+    synth.sounds_off()
+    synth.generate(sampling_rate // 10)  # lets go of what the call before left: then every call starts from silence
+    synth.program_select(0, font, 0, INSTRUMENTS[instrument])
     total = round(SECONDS * sampling_rate)
     # A note's end sorts before the next note's start at the same time. Every second note is a little softer.
     events = [(round(on * sampling_rate), 1, pitch, 100 - 12 * (i % 2)) for i, (on, _, pitch) in enumerate(notes)]
@@ -135,3 +123,16 @@ def render(
             synth.noteoff(0, pitch)
     audio = np.concatenate(audio)[:total]
     return (audio * (0.6 / max(np.abs(audio).max(), 1e-6))).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _synth(sound_font: str, sampling_rate: int):
+    """A synthesiser with the font loaded (50 ms, thirty times as long as playing a tune), and the font's number in it."""
+    try:
+        import tinysoundfont
+    except ImportError as error:
+        raise ImportError("Rendering tunes needs tinysoundfont: pip install tinysoundfont") from error
+    if not Path(sound_font).is_file():
+        raise FileNotFoundError(f"No sound font at {sound_font!r}: give the path of a General MIDI .sf2 file.")
+    synth = tinysoundfont.Synth(samplerate=sampling_rate, gain=-6)
+    return synth, synth.sfload(sound_font)
