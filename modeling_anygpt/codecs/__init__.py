@@ -2,13 +2,20 @@
 
 from transformers import AutoConfig, AutoModel
 
+from .soundstorm import SoundStormConfig, SoundStormModel
 from .speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
+from .spectral import SpectralCodecConfig, SpectralCodecModel
 
 
-CODECS = (SpeechTokenizerModel,)
+for model in (SpeechTokenizerModel, SoundStormModel, SpectralCodecModel):
+    AutoConfig.register(model.config_class.model_type, model.config_class)
+    AutoModel.register(model.config_class, model)
 
-for codec in CODECS:
-    AutoConfig.register(codec.config_class.model_type, codec.config_class)
-    AutoModel.register(codec.config_class, codec)
-
-__all__ = ["SpeechTokenizerConfig", "SpeechTokenizerModel"]
+__all__ = [
+    "SoundStormConfig",
+    "SoundStormModel",
+    "SpectralCodecConfig",
+    "SpectralCodecModel",
+    "SpeechTokenizerConfig",
+    "SpeechTokenizerModel",
+]
