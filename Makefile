@@ -4,7 +4,7 @@ VENV   ?= .venv
 # Another build of torch: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow lint format eval eval-deps tiny clean
 
@@ -31,7 +31,7 @@ eval: eval-deps
 
 # --no-deps: these three pin old libraries (basic-pitch, Resemblyzer) or build against portaudio (tinysoundfont).
 eval-deps: $(VENV)/.package
-	$(PIP) -e ".[eval,data,train]"
+	$(PIP) --no-build-isolation -e ".[eval,data,train]"
 	$(PIP) --no-deps basic-pitch==0.4.0 Resemblyzer==0.1.4 tinysoundfont==0.3.7
 
 # Rebuilds every weight of the embedded checkpoint: data, codecs, alignment pre-training, instruction tuning.
@@ -40,16 +40,18 @@ tiny: eval-deps
 
 # torch goes first and alone, so that no dependency can pull another build of it.
 $(VENV)/.torch: constraints.txt
+	@echo "installing torch into $(VENV): some minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PIP) $(TORCH)
+	$(PIP) setuptools
 	touch $@
 
 $(VENV)/.package: $(VENV)/.torch setup.cfg
-	$(PIP) -e .
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.package
-	$(PIP) -e ".[dev]"
+$(VENV)/.dev: $(VENV)/.torch setup.cfg
+	$(PIP) --no-build-isolation -e ".[dev]"
 	touch $@
 
 clean:

@@ -1,0 +1,177 @@
+"""The `anygpt` command.
+
+anygpt generate --to speech "good morning" --voice me.wav      anygpt generate --to text question.wav
+anygpt chat                                                     anygpt encode x.wav | anygpt decode --out y.wav
+anygpt demo
+
+Everything that loads torch is imported inside the command that needs it: `anygpt --help` has to start at once.
+Results go to standard output, progress and errors to standard error. Exit code 2: the input or an option was wrong.
+"""
+
+import argparse
+import os
+import sys
+
+from . import __version__, media
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors take one line, like every other error of this command."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="anygpt", description="One language model for text, speech, images and music.")
+    parser.add_argument("--version", action="version", version=f"anygpt {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--model", default=str(media.DEFAULT_MODEL), metavar="DIR", help="checkpoint (default: anygpt-tiny)"
+    )
+    scripts = argparse.ArgumentParser(add_help=False, parents=[common])
+    scripts.add_argument("--json", action="store_true", help="a JSON object a line on standard output, no progress")
+
+    generate = commands.add_parser(
+        "generate",
+        parents=[scripts],
+        help="answer in one modality",
+        epilog="INPUT: a file (sound, picture, .txt), plain text, or - for text from standard input. A sound is taken "
+        "for speech; write music:FILE for music. Text beside a file is the instruction.",
+    )
+    generate.add_argument("inputs", nargs="+", metavar="INPUT")
+    generate.add_argument("--to", required=True, metavar="MODALITY", help="text, speech, image or music")
+    generate.add_argument(
+        "--as", dest="audio", default="speech", metavar="MODALITY", help="what sound files are (default: speech)"
+    )
+    generate.add_argument("--voice", metavar="WAV", help="speak like this recording (3 s are enough)")
+    generate.add_argument(
+        "--out", metavar="FILE", help="where the answer goes (default: answer.wav, answer.png; text is printed)"
+    )
+    generate.add_argument("--seed", type=natural, default=0, metavar="N", help="of the sampling (default: 0)")
+    generate.add_argument("--max-seconds", type=positive, metavar="S", help="longest sound to write")
+
+    chat = commands.add_parser("chat", parents=[common], help="talk in the terminal")
+    chat.add_argument("--out", default="out", metavar="DIR", help="where answers that are not text go (default: out)")
+    chat.add_argument("--voice", metavar="WAV", help="the voice of spoken answers")
+    chat.add_argument("--seed", type=natural, default=0, metavar="N")
+
+    encode = commands.add_parser("encode", parents=[scripts], help="files to codes, a JSON object a line")
+    encode.add_argument("files", nargs="+", metavar="FILE")
+    encode.add_argument(
+        "--as", dest="audio", default="speech", metavar="MODALITY", help="what sound files are (default: speech)"
+    )
+
+    decode = commands.add_parser("decode", parents=[scripts], help="codes from standard input to files")
+    decode.add_argument("--out", metavar="FILE", help="file, or folder for several (default: decoded.wav or .png)")
+    decode.add_argument("--voice", metavar="WAV", help="the voice of decoded speech")
+    decode.add_argument("--seed", type=natural, default=0, metavar="N")
+
+    demo = commands.add_parser("demo", parents=[scripts], help="every task on the example files, as a web page")
+    demo.add_argument("--out", default="out", metavar="DIR", help="where the page goes (default: out)")
+    demo.add_argument("--examples", metavar="DIR", help="folder of the inputs (default: examples of the repository)")
+    demo.add_argument("--seed", type=natural, default=0, metavar="N")
+    return parser
+
+
+def natural(text: str) -> int:
+    """A seed: torch takes 64 bits."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63 - 1")
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Imports the command's module only now, and only after what can be checked without it has been checked."""
+    config = media.model_config(arguments.model)
+    if arguments.command == "generate":
+        request = check_generate(arguments, config)
+        from .generate import generate
+
+        generate(arguments, config, request)
+    elif arguments.command == "chat":
+        if arguments.voice:
+            media.existing(arguments.voice)
+        media.writable_folder(arguments.out, create=True)
+        from .chat import chat
+
+        chat(arguments, config)
+    elif arguments.command == "demo":
+        media.writable_folder(arguments.out, create=True)
+        from .demo import demo
+
+        demo(arguments, config)
+    elif arguments.command == "encode":
+        media.check_modality(arguments.audio, config, text=False)
+        blocks = [media.as_block(file, modality_names(config), arguments.audio) for file in arguments.files]
+        for file, block in zip(arguments.files, blocks, strict=True):
+            if block["type"] == "text":
+                raise ValueError(f"Cannot encode {file!r}: not a sound or picture file.")
+            media.check_modality(block["type"], config, text=False)
+        from .codes import encode
+
+        encode(arguments, blocks)
+    else:
+        if arguments.voice:
+            media.existing(arguments.voice)
+        from .codes import decode
+
+        decode(arguments, config, sys.stdin)
+
+
+def check_generate(arguments: argparse.Namespace, config: dict) -> list[dict]:
+    """The content blocks of the inputs; ValueError for whatever can be known to be wrong without the model."""
+    row = media.check_modality(arguments.to, config)
+    media.check_modality(arguments.audio, config, text=False)
+    if arguments.voice:
+        if not row.get("sampling_rate"):
+            raise ValueError(f"--voice is for answers that are heard, not for --to {arguments.to}.")
+        media.existing(arguments.voice)
+    if arguments.max_seconds and not row.get("sampling_rate"):
+        raise ValueError(f"--max-seconds is for answers that are heard, not for --to {arguments.to}.")
+    if arguments.out is None and row:
+        arguments.out = f"answer{media.default_suffix(row)}"
+    if arguments.out is not None:
+        media.check_writable(arguments.out, row)
+    values = [sys.stdin.read() if value == "-" else value for value in arguments.inputs]
+    blocks = [media.as_block(value, modality_names(config), arguments.audio) for value in values]
+    for block in blocks:
+        media.check_modality(block["type"], config)
+    return blocks
+
+
+def modality_names(config: dict) -> list[str]:
+    return [row["name"] for row in config["modalities"]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader of our output has left: `anygpt encode ... | head`
+            sys.stdout = open(os.devnull, "w")
+            return 1
+        print(f"anygpt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""A loaded model with its processor, and one question answered by it. The commands share this and nothing else."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+import processing_anygpt  # noqa: F401  registers the classes with transformers
+from modeling_anygpt.configuration_anygpt import find_modality
+from processing_anygpt.tiny_world.language import INSTRUCTIONS
+
+from . import media
+from .progress import TokenProgress, step
+from .requests import GENERAL_INSTRUCTIONS
+
+TEXT_TOKENS = 128  # of a reply, around its items
+DEFAULT_SECONDS = 30.0  # longest sound of a modality whose row of the table sets no limit
+
+
+@dataclass
+class Answer:
+    """`parts`: typed parts of the reply in order. `seconds`: wall clock from inputs to media. Token counts: what the
+    language model read and wrote."""
+
+    parts: list
+    seconds: float
+    tokens_in: int
+    tokens_out: int
+
+
+class Engine:
+    """Model and processor of one checkpoint folder.
+
+    Raises:
+        ValueError: the folder's weights or tokenizer are missing or broken.
+    """
+
+    def __init__(self, folder: str, quiet: bool = False):
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.quiet = quiet
+        self.instructions = INSTRUCTIONS if media.Path(folder) == media.DEFAULT_MODEL else GENERAL_INSTRUCTIONS
+        with step("loading the model", quiet):
+            try:
+                self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+                self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+            except (SafetensorError, RuntimeError, KeyError) as error:
+                raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
+
+    def sampling_rate(self, modality: str) -> int:
+        return find_modality(self.model.config.modalities, modality).sampling_rate
+
+    def limit_seconds(self, modality: str, seconds: float) -> None:
+        """No item of `modality` gets longer than `seconds` from now on."""
+        specs = self.model.config.modalities
+        self.model.config.modalities = [
+            dataclasses.replace(spec, max_seconds=seconds) if spec.name == modality else spec for spec in specs
+        ]
+
+    def budget(self, modalities: tuple[str, ...]) -> int:
+        """New tokens that hold a reply with one item of each modality in `modalities`, at its longest."""
+        tokens = TEXT_TOKENS
+        for spec in self.model.config.modalities:
+            if spec.name in modalities:
+                tokens += 2 + spec.num_codebooks * (spec.max_frames or round(DEFAULT_SECONDS * spec.frame_rate))
+        return tokens
+
+    def answer(
+        self,
+        messages: list[dict],
+        modalities: tuple[str, ...],
+        required: tuple[str, ...] = (),
+        voice: str | None = None,
+    ) -> Answer:
+        """The reply to a conversation.
+
+        Args:
+            messages: as `apply_chat_template` takes them.
+            modalities: what the reply may hold; `required`: what it must hold.
+            voice: recording whose voice spoken answers continue (the first seconds of it).
+        """
+        start = time.perf_counter()
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        prompt_length = inputs["input_ids"].shape[1]
+        progress = TokenProgress("thinking", prompt_length, self.quiet)
+        with torch.inference_mode(), progress:
+            output = self.model.generate(
+                **inputs,
+                output_modalities=modalities,
+                required_modalities=required,
+                max_new_tokens=self.budget(modalities),
+                stopping_criteria=[progress],
+            )
+        reply = output[0, prompt_length:]
+        with step("decoding", self.quiet or modalities == ("text",)):
+            parts = self.processor.parse_output(reply, voice=voice)
+        return Answer(parts, time.perf_counter() - start, prompt_length, len(reply))
