@@ -145,27 +145,8 @@ class ModalitySpec:
         """All code token strings in id order, without the start and end token."""
         return [self.code_token.format(i) for i in range(self.num_codes)]
 
-    def codes_to_ids(self, codes) -> list[int]:
-        """Codes [K, T] (or [T] when K is 1) -> T*K token ids, frame by frame, without start and end."""
-        self._need_ids()
-        codes = np.asarray(codes)
-        if codes.ndim == 1 and self.num_codebooks == 1:
-            codes = codes[None]
-        if codes.ndim != 2 or codes.shape[0] != self.num_codebooks or codes.dtype.kind not in "iu":
-            raise ValueError(
-                f"Modality {self.name!r}: codes must be integers of shape [{self.num_codebooks}, T], got "
-                f"{codes.dtype} of shape {list(codes.shape)}."
-            )
-        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(
-                f"Modality {self.name!r}: codes must lie in 0..{self.codebook_size - 1}, got "
-                f"{codes.min()}..{codes.max()}."
-            )
-        offsets = self.first_code_id + self.codebook_size * np.arange(self.num_codebooks)[:, None]
-        return (codes.astype(np.int64) + offsets).T.reshape(-1).tolist()
-
     def ids_to_codes(self, ids) -> np.ndarray:
-        """T*K token ids, frame by frame -> codes [K, T] int64; the inverse of `codes_to_ids`."""
+        """T*K token ids, frame by frame (frame 0: codebook 0, 1, ...) -> codes [K, T] int64."""
         self._need_ids()
         ids = np.asarray(ids, dtype=np.int64)
         if ids.ndim != 1 or len(ids) % self.num_codebooks:
@@ -192,12 +173,12 @@ class ModalitySpec:
             if token_id is None or (token_id == unknown and name != tokenizer.unk_token):
                 raise ValueError(
                     f"Modality {self.name!r}: the tokenizer has no token {name!r}. Use the tokenizer saved with this "
-                    "model, or grow it by `added_tokens(modalities)`."
+                    "model, or grow it by the tokens of the modality table."
                 )
         start, end, first, last = ids
         if last - first != self.num_codes - 1:
             raise ValueError(
-                f"Modality {self.name!r}: ids of {names[2]!r}..{names[3]!r} must be {self.num_codes} consecutive ones, "
+                f"Modality {self.name!r}: ids of {names[2]!r}..{names[3]!r} must be {self.num_codes} in a row, "
                 f"got {first}..{last}. Use the tokenizer saved with this model."
             )
         return dataclasses.replace(self, start_token_id=start, end_token_id=end, first_code_id=first)
@@ -247,17 +228,6 @@ def find_modality(modalities: list[ModalitySpec], name: str) -> ModalitySpec:
     raise ValueError(f"Unknown modality {name!r}. Known: {known}. Add one to the modality table of the config.")
 
 
-def added_tokens(modalities: list[ModalitySpec]) -> list[str]:
-    """The tokens a backbone's tokenizer is grown by, in the order (hence with the ids) of the released checkpoints.
-
-    Source: the official training scripts; for the released table on LLaMA-2 this gives ids 32000..49419.
-    """
-    tokens = [CONTROL_TOKENS[key] for key in ("human", "assistant", "eoh", "eos")]
-    for spec in modalities:
-        tokens += [*spec.tokens(), spec.start_token, spec.end_token]
-    return tokens + [CONTROL_TOKENS["response"], CONTROL_TOKENS["instruction"]]
-
-
 class AnyGPTConfig(PreTrainedConfig):
     """Configuration of `AnyGPTForCausalLM`.
 
@@ -266,6 +236,7 @@ class AnyGPTConfig(PreTrainedConfig):
         modalities: rows of the modality table, `ModalitySpec` or dict.
         human_token_id, assistant_token_id, eoh_token_id, response_token_id, instruction_token_id: ids of the control
             tokens; None where the checkpoint has none. `generate` never lets the model write the first three.
+        space_token_ids: ids of the tokens that are one space. Replies begin with one, also those of codes alone.
         eos_token_id, pad_token_id: id that ends a reply, id that pads a batch; default to those of `text_config`.
         auto_map: written by `save_pretrained` for remote code; always present, because TRL reads it unasked.
 
@@ -285,6 +256,7 @@ class AnyGPTConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     response_token_id: int | None = None
     instruction_token_id: int | None = None
+    space_token_ids: list = field(default_factory=list)
     auto_map: dict = field(default_factory=dict)
 
     def __post_init__(self, **kwargs):
@@ -303,6 +275,7 @@ class AnyGPTConfig(PreTrainedConfig):
         for key in ("eos_token_id", "pad_token_id"):
             if getattr(self, key) is None:
                 setattr(self, key, getattr(self.text_config, key, None))
+        self.space_token_ids = list(self.space_token_ids or [])
         self._check_table()
         super().__post_init__(**kwargs)
 
@@ -316,6 +289,7 @@ class AnyGPTConfig(PreTrainedConfig):
         vocabulary = tokenizer.get_vocab()
         for key, token in CONTROL_TOKENS.items():
             setattr(self, f"{key}_token_id", vocabulary.get(token))
+        self.space_token_ids = [vocabulary[token] for token in ("\u2581", "\u0120", " ") if token in vocabulary]
         self.text_config.eos_token_id = self.eos_token_id
         self.pad_token_id = self.text_config.pad_token_id = tokenizer.pad_token_id
         self._check_table()
@@ -369,4 +343,29 @@ class AnyGPTConfig(PreTrainedConfig):
                 raise ValueError(f"Token id {start} belongs to {left} and to {right}. Rebuild the modality table.")
 
 
-__all__ = ["CONTROL_TOKENS", "AnyGPTConfig", "ModalitySpec", "added_tokens", "find_modality"]
+def check_compatible(config: AnyGPTConfig, tokenizer) -> None:
+    """Raise a one-line ValueError when a tokenizer and a model disagree on a token, an id or the vocabulary size."""
+    for spec in config.modalities:
+        found = spec.with_token_ids(tokenizer)
+        for key in ("start_token_id", "end_token_id", "first_code_id"):
+            if getattr(spec, key) != getattr(found, key):
+                raise ValueError(
+                    f"Modality {spec.name!r}: {key} is {getattr(spec, key)} in the model and {getattr(found, key)} in "
+                    "the tokenizer. Load the processor and the model from the same checkpoint."
+                )
+    vocabulary = tokenizer.get_vocab()
+    for key, token in CONTROL_TOKENS.items():
+        wanted = getattr(config, f"{key}_token_id")
+        if wanted is not None and vocabulary.get(token) != wanted:
+            raise ValueError(
+                f"Token {token!r} is {wanted} in the model and {vocabulary.get(token)} in the tokenizer. Load the "
+                "processor and the model from the same checkpoint."
+            )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size} embedding rows. Call "
+            "`model.resize_token_embeddings(len(tokenizer))`, or load both from the same checkpoint."
+        )
+
+
+__all__ = ["CONTROL_TOKENS", "AnyGPTConfig", "ModalitySpec", "check_compatible", "find_modality"]
