@@ -1,0 +1,161 @@
+"""Train the language model on rows of token ids (made by make_tiny_data.py), with transformers' Trainer.
+
+  python train/lm.py train/configs/tiny_pretrain.yaml
+  python train/lm.py train/configs/tiny_sft.yaml --resume_from_checkpoint runs/sft/checkpoint-500
+
+The YAML file holds the fields of `RowArguments` and of transformers' `TrainingArguments`; a key that neither knows is an
+error, and `--key value` on the command line overrides it. A batch holds rows of one task and of similar length, about
+`tokens_per_batch` ids; tasks are drawn by `mixture`. So little is padded, and the mean over a batch of transcripts
+weighs as much as the mean over a batch of speech, though a transcript is ten times shorter.
+"""
+
+import json
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.data import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, Trainer, TrainingArguments
+
+import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
+
+
+IGNORED = -100
+
+
+@dataclass
+class RowArguments:
+    model: str = field(metadata={"help": "folder with config.json; its weights, if any, are where training starts"})
+    rows: str = field(metadata={"help": "folder with TASK_train.npz and TASK_heldout.npz"})
+    mixture: dict | str = field(metadata={"help": "share of the batches for each task, for example {asr: 2, tts: 3}"})
+    tokens_per_batch: int = 4096
+    heldout_rows: int = field(default=64, metadata={"help": "rows of each task's held-out file to evaluate on"})
+
+
+class TaskRows:
+    """The rows of one task."""
+
+    def __init__(self, path: Path):
+        data = np.load(path)
+        self.ids, self.offsets = data["ids"], data["offsets"]
+        self.labelled = np.unpackbits(data["labelled"], count=len(self.ids)).astype(bool)
+        self.lengths = np.diff(self.offsets)
+
+    def batch(self, rows) -> dict[str, torch.Tensor]:
+        """Rows -> input_ids, labels [B, L], padded on the right (a causal model needs no mask for that)."""
+        length = -(-int(self.lengths[rows].max()) // 8) * 8
+        ids = np.zeros((len(rows), length), dtype=np.int64)
+        labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
+        for i, row in enumerate(rows):
+            part = slice(self.offsets[row], self.offsets[row + 1])
+            n = self.lengths[row]
+            ids[i, :n] = self.ids[part]
+            labels[i, :n] = np.where(self.labelled[part], ids[i, :n], IGNORED)
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
+class Batches(Dataset):
+    """`count` ready batches; item i is the same in every run with the same seed, so a resumed run sees the same."""
+
+    def __init__(self, folder: Path, mixture: dict[str, float], count: int, tokens: int, seed: int):
+        self.tasks = {task: TaskRows(folder / f"{task}_train.npz") for task in mixture}
+        rng = random.Random(seed)
+        epochs = {task: iter(()) for task in mixture}
+        self.plan = []
+        for task in rng.choices(list(mixture), weights=list(mixture.values()), k=count):
+            rows = next(epochs[task], None)
+            if rows is None:
+                epochs[task] = iter(self._epoch(self.tasks[task].lengths, tokens, rng))
+                rows = next(epochs[task])
+            self.plan.append((task, rows))
+
+    @staticmethod
+    def _epoch(lengths: np.ndarray, tokens: int, rng: random.Random) -> list[list[int]]:
+        """All rows once, in shuffled batches of similar lengths."""
+        order = sorted(range(len(lengths)), key=lambda row: (lengths[row] // 8, rng.random()))
+        batches, batch = [], []
+        for row in order:  # lengths rise, so the newest row is the longest
+            if batch and (len(batch) + 1) * lengths[row] > tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(row)
+        batches.append(batch)
+        rng.shuffle(batches)
+        return batches
+
+    def __len__(self):
+        return len(self.plan)
+
+    def __getitem__(self, index):
+        task, rows = self.plan[index]
+        return self.tasks[task].batch(rows)
+
+
+class HeldOut(Dataset):
+    """The first rows of a held-out file, one a batch."""
+
+    def __init__(self, path: Path, count: int):
+        self.rows = TaskRows(path)
+        self.count = min(count, len(self.rows.lengths))
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.rows.batch([index])
+
+
+class RowTrainer(Trainer):
+    """Batches come ready-made and in order."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+
+def the_only(batch: list):
+    """Collator: the data set's items are batches already."""
+    (item,) = batch
+    return item
+
+
+def parse(argv: list[str]) -> tuple[RowArguments, TrainingArguments]:
+    parser = HfArgumentParser((RowArguments, TrainingArguments))
+    if not argv or argv[0].startswith("-"):
+        return parser.parse_args_into_dataclasses(argv)
+    settings = yaml.safe_load(Path(argv[0]).read_text())
+    overrides = dict(zip([key.removeprefix("--") for key in argv[1::2]], argv[2::2], strict=True))
+    settings |= {key: yaml.safe_load(value) for key, value in overrides.items()}
+    return parser.parse_dict(settings, allow_extra_keys=False)
+
+
+def load(folder: str, seed: int):
+    if list(Path(folder).glob("*.safetensors")):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+
+
+def main():
+    rows, training = parse(sys.argv[1:])
+    mixture = json.loads(rows.mixture) if isinstance(rows.mixture, str) else rows.mixture
+    folder = Path(rows.rows)
+    model = load(rows.model, training.seed)
+    model.config.text_config.use_cache = False
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    train = Batches(folder, mixture, training.max_steps, rows.tokens_per_batch, training.seed)
+    heldout = {task: HeldOut(folder / f"{task}_heldout.npz", rows.heldout_rows) for task in mixture}
+    trainer = RowTrainer(
+        model=model, args=training, train_dataset=train, eval_dataset=heldout, data_collator=the_only
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    model.config.text_config.use_cache = True
+    trainer.save_model()
+    print(f"saved {training.output_dir}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Make anygpt-tiny's tokenizer, configuration and training rows from codes.
+
+  python train/make_tiny_data.py model --out data/tiny                       # tokenizer and config.json
+  python train/make_tiny_data.py rows --out data/tiny --speech data/speech --images data/images --music data/music
+  python train/make_tiny_data.py chat --out data/tiny --speech data/speech --images data/images --music data/music
+
+Each task becomes DIR/rows/TASK_train.npz and TASK_heldout.npz: `ids` uint16 (rows end to end), `labelled` (bit-packed:
+which ids are learned), `offsets` int64 [N+1], each file under 60 MB. Sources are optional: a task without its codes is
+skipped. `chat` also speaks replies and draws pictures that the code files don't hold, so it needs the voices' programs.
+"""
+
+import argparse
+import os
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from modeling_anygpt import AnyGPTConfig, ModalitySpec
+from processing_anygpt.conversation import render
+from processing_anygpt.tiny_world import language
+from processing_anygpt.vocabulary import add_modality_tokens
+
+
+VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["model", "rows", "chat"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", default=Path(__file__).parent / "configs/tiny_model.yaml", type=Path)
+    parser.add_argument("--speech", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--music", type=Path)
+    parser.add_argument("--codecs", type=Path, default=Path("modeling_anygpt/pretrained/anygpt_tiny"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.step == "model":
+        make_model_folder(args.config, args.out / "model")
+        return
+    rows = Rows(args.out)
+    for split in ("train", "heldout"):
+        rng = random.Random(f"{args.step}-{args.seed}-{split}")
+        if args.step == "rows":
+            alignment_rows(rows, args, split, rng)
+        else:
+            from chat_rows import chat_rows
+
+            chat_rows(rows, args, split, rng)
+
+
+# ---------------------------------------------------------------- tokenizer and configuration
+
+
+def make_model_folder(recipe: Path, folder: Path):
+    recipe = yaml.safe_load(recipe.read_text())
+    tokenizer = text_tokenizer(recipe["text_vocabulary"])
+    modalities = add_modality_tokens(tokenizer, [ModalitySpec(**row) for row in recipe["modalities"]])
+    ids = dict(zip(("human", "assistant", "eoh", "eos"), tokenizer.convert_tokens_to_ids(
+        ["[Human]", "[MMGPT]", "<eoh>", "<eos>"])))  # fmt: skip
+    config = AnyGPTConfig(
+        text_config=recipe["text_config"] | {"vocab_size": len(tokenizer)},
+        modalities=modalities,
+        response_token_id=tokenizer.convert_tokens_to_ids("<-Res->"),
+        instruction_token_id=tokenizer.convert_tokens_to_ids("<-Ins->"),
+        pad_token_id=tokenizer.pad_token_id,
+        **{f"{name}_token_id": token_id for name, token_id in ids.items()},
+    )
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{folder}: {len(tokenizer)} tokens")
+
+
+def text_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over the tiny world's sentences; `<pad>` is 0."""
+    rng = random.Random(0)
+    texts = [language.sample_spoken(rng) for _ in range(4000)]
+    texts += [" " + i.format(text=language.expand("picture", rng)) for i in sum(language.INSTRUCTIONS.values(), [])] * 9
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>"], initial_alphabet=sorted(alphabet))
+    backend.train_from_iterator(texts + [" " + text for text in texts], trainer)
+    missing = size - backend.get_vocab_size()
+    if missing:
+        print(f"the sentences fill {size - missing} of {size} text tokens")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- rows
+
+
+class Rows:
+    """Renders conversations with the model folder's tokenizer and writes them task by task."""
+
+    def __init__(self, out: Path):
+        self.folder = out / "rows"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model")
+        self.modalities = AnyGPTConfig.from_pretrained(out / "model").modalities
+
+    def write(self, task: str, split: str, conversations):
+        """`conversations`: iterable of message lists -> TASK_SPLIT.npz."""
+        rendered = [render(messages, self.tokenizer, self.modalities) for messages in conversations]
+        if not rendered:
+            return
+        ids = np.concatenate([np.asarray(row, dtype=np.uint16) for row, _ in rendered])
+        labelled = np.packbits(np.concatenate([np.asarray(labels) >= 0 for _, labels in rendered]))
+        offsets = np.cumsum([0] + [len(row) for row, _ in rendered])
+        path = self.folder / f"{task}_{split}.npz"
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez_compressed(temporary, ids=ids, labelled=labelled, offsets=offsets)
+        os.replace(temporary, path)
+        size = path.stat().st_size / 1e6
+        print(f"{path.name}: {len(rendered)} rows, {len(ids)} tokens, {size:.1f} MB", flush=True)
+
+
+def turn(user, assistant) -> list[dict]:
+    """One exchange; the arguments are lists of blocks, a bare string is a text block."""
+    blocks = [[{"type": "text", "text": b} if isinstance(b, str) else b for b in side] for side in (user, assistant)]
+    return [{"role": "user", "content": blocks[0]}, {"role": "assistant", "content": blocks[1]}]
+
+
+def block(modality: str, codes) -> dict:
+    return {"type": modality, "codes": codes}
+
+
+def instruction(source: str, target: str, rng: random.Random, text: str = "") -> str:
+    return rng.choice(language.INSTRUCTIONS[source, target]).format(text=text)
+
+
+def load_speech(folder: Path, split: str) -> list[tuple[str, str, np.ndarray]]:
+    """[(text, voice, level-1 codes [T])]"""
+    data = np.load(folder / f"codes_{split}.npz")
+    level1 = np.split(data["codes"][0], data["offsets"][1:-1])
+    return list(zip(data["text"].tolist(), data["voice"].tolist(), level1, strict=True))
+
+
+def load_items(folder: Path, split: str) -> list[tuple[str, np.ndarray]]:
+    """[(caption, codes)] of pictures or tunes."""
+    data = np.load(folder / f"codes_{split}.npz")
+    return list(zip(data["caption"].tolist(), data["codes"], strict=True))
+
+
+def voice_window(voice: str, by_voice: dict, rng: random.Random) -> np.ndarray:
+    """One second of another utterance of `voice`: codes [VOICE_FRAMES]."""
+    while True:
+        codes = rng.choice(by_voice[voice])
+        if len(codes) >= VOICE_FRAMES:
+            start = rng.randrange(len(codes) - VOICE_FRAMES + 1)
+            return codes[start : start + VOICE_FRAMES]
+
+
+def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
+    """One medium against its text, both ways: transcribe and speak, describe and draw, describe and play."""
+    if args.speech:
+        speech = load_speech(args.speech, split)
+        by_voice = defaultdict(list)
+        for _, voice, codes in speech:
+            by_voice[voice].append(codes)
+        rows.write("asr", split, (
+            turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
+        ))  # fmt: skip
+        # A perturbed voice ("flite_slt*1.07") is a fine accent to hear, none to speak with.
+        spoken = [item for item in speech if "*" not in item[1]]
+        spoken = spoken if split == "heldout" else spoken * 2  # another voice prompt each time
+        rng.shuffle(spoken)
+        rows.write("tts", split, (speak_turn(text, voice, codes, by_voice, rng) for text, voice, codes in spoken))
+    for folder, modality, describe, make in (
+        (args.images, "image", "caption", "draw"),
+        (args.music, "music", "describe", "play"),
+    ):
+        if folder:
+            items = load_items(folder, split)
+            rows.write(describe, split, (
+                turn([instruction(modality, "text", rng), block(modality, codes)], [text]) for text, codes in items
+            ))  # fmt: skip
+            rows.write(make, split, (
+                turn([instruction("text", modality, rng, text)], [block(modality, codes)]) for text, codes in items
+            ))  # fmt: skip
+
+
+def speak_turn(text, voice, codes, by_voice, rng) -> list[dict]:
+    """A text and, four times in five, a second of the voice to say it in."""
+    user = [instruction("text", "speech", rng, text)]
+    if rng.random() < 0.8:
+        user = [block("speech", voice_window(voice, by_voice, rng)), *user]
+    return turn(user, [block("speech", codes)])
+
+
+if __name__ == "__main__":
+    main()
