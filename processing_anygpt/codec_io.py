@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 CHUNK_SECONDS = 30.0  # longer sound is cut into pieces of this length, s
 CONTEXT_SECONDS = 2.0  # heard on either side of a piece and then dropped, s
 MAX_BATCH = 32  # items in one pass
@@ -135,7 +134,7 @@ def _check_encodec(codec: Any) -> None:
     config = codec.config
     if config.normalize or config.chunk_length_s is not None or config.audio_channels != 1:
         raise ValueError(
-            "Got an EncodecModel that normalises, chunks or is stereo (the 48 kHz one): its codes alone don't hold the "
+            "Got an EncodecModel that normalises, chunks or is stereo (48 kHz): its codes alone don't hold the "
             "sound. Use a mono one with normalize=False and chunk_length_s=None (24 or 32 kHz)."
         )
 

@@ -18,7 +18,6 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-
 MAX_SECONDS = 600.0  # longest sound read at once, s: 30,000 speech tokens, more than the context of any backbone
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
