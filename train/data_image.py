@@ -1,0 +1,117 @@
+"""Make the pictures of anygpt-tiny: python train/data_image.py pictures --out data/images/pictures_train.npz
+
+Two steps, each a few minutes on one core:
+
+    python train/data_image.py pictures --out data/images/pictures_train.npz   # what codec_image.py learns from
+    python train/data_image.py codes --codec <folder> --out data/images        # what the language model reads
+
+`pictures`: half are scenes with captions from the training side of the split; most others are crowded with things at
+random places (white paper teaches a codec little); one in twelve is no scene at all.
+`codes`: codes_train.npz (`codes` uint16 [N, 64], `caption`) and codes_heldout.npz (held-out captions; `kind` too).
+"""
+
+import argparse
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from processing_anygpt.tiny_world import language, pictures  # noqa: E402
+
+KINDS = {"single": 10_000, "pair": 12_000, "row": 8_000}  # training scenes of each kind
+HELD_OUT = 200  # scenes of each kind
+
+
+def crowded(rng: random.Random) -> Image.Image:
+    """Three to nine things at random places, overlapping and cut by the edge as it comes."""
+    picture = Image.new("RGB", (pictures.IMAGE_SIZE,) * 2, "white")
+    for _ in range(rng.randint(3, 9)):
+        thing = language.Thing(*(rng.choice(language.RULES[name]) for name in ("size", "colour", "shape")))
+        pictures.paste(picture, thing, rng.randint(2, 61), rng.randint(2, 61), rng)
+    return picture
+
+
+def other(rng: random.Random) -> Image.Image:
+    """A gradient with a few rectangles: no scene, so that the codec is not helpless with other pictures."""
+    corners = np.array([[rng.randint(0, 255) for _ in range(3)] for _ in range(4)], dtype=np.uint8).reshape(2, 2, 3)
+    picture = Image.fromarray(corners).resize((pictures.IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
+    for _ in range(rng.randint(0, 4)):
+        x, y, w, h = rng.randint(-8, 60), rng.randint(-8, 60), rng.randint(4, 40), rng.randint(4, 40)
+        ImageDraw.Draw(picture).rectangle((x, y, x + w, y + h), fill=tuple(rng.randint(0, 255) for _ in range(3)))
+    return picture
+
+
+def training_picture(rng: random.Random) -> Image.Image:
+    luck = rng.random()
+    if luck < 1 / 12:
+        return other(rng)
+    if luck < 1 / 2:
+        return crowded(rng)
+    return pictures.draw(language.parse_scene(language.sample("picture", rng)), rng)
+
+
+def save_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Compressed and atomic: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp.npz")
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, path)
+
+
+def make_pictures(args: argparse.Namespace) -> None:
+    rng = random.Random(args.seed)
+    save_npz(args.out, pictures=np.stack([np.asarray(training_picture(rng)) for _ in range(args.count)]))
+
+
+def make_codes(args: argparse.Namespace) -> None:
+    import torch
+    from transformers import JanusVQVAE
+
+    torch.set_num_threads(args.threads)
+    codec = JanusVQVAE.from_pretrained(args.codec).eval()
+
+    def encode(captions: list[str], rng: random.Random) -> np.ndarray:  # uint16 [N, 64]
+        codes = []
+        for start in range(0, len(captions), 50):
+            scenes = [language.parse_scene(caption) for caption in captions[start : start + 50]]
+            values = np.stack([np.asarray(pictures.draw(scene, rng)) for scene in scenes])  # [B, 64, 64, 3]
+            values = torch.from_numpy(values).permute(0, 3, 1, 2).float() / 127.5 - 1
+            with torch.inference_mode():
+                codes.append(codec.encode(values).image_tokens.view(len(scenes), -1))
+        return torch.cat(codes).numpy().astype(np.uint16)
+
+    rng = random.Random(args.seed + 1)
+    held_out = [(kind, language.sample(kind, rng, held_out=True)) for kind in KINDS for _ in range(HELD_OUT)]
+    captions = [caption for _, caption in held_out]
+    save_npz(
+        args.out / "codes_heldout.npz",
+        codes=encode(captions, rng),
+        caption=np.array(captions),
+        kind=np.array([kind for kind, _ in held_out]),
+    )
+    captions = [language.sample(kind, rng) for kind, count in KINDS.items() for _ in range(count)]
+    rng.shuffle(captions)
+    save_npz(args.out / "codes_train.npz", codes=encode(captions, rng), caption=np.array(captions))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name in ("pictures", "codes"):
+        step = steps.add_parser(name)
+        step.add_argument("--out", type=Path, required=True, help="npz file (pictures) or folder (codes)")
+        step.add_argument("--seed", type=int, default=0)
+    steps.choices["pictures"].add_argument("--count", type=int, default=12_000)
+    steps.choices["codes"].add_argument("--codec", type=Path, required=True, help="folder of the image codec")
+    steps.choices["codes"].add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    {"pictures": make_pictures, "codes": make_codes}[args.step](args)
+
+
+if __name__ == "__main__":
+    main()
