@@ -1,0 +1,138 @@
+"""Make the training audio of the speech codec, with the phone spoken in each 20 ms frame.
+
+  python train/make_codec_data.py --out data/speech_codec --minutes 10 --workers 2 \\
+      --asterisk /usr/share/asterisk/sounds/en_US_f_Allison
+
+A third sentences of the tiny world (none held out), two thirds random words of pocketsphinx's dictionary, so that
+every phone meets every other; spoken by the five training voices at random speeds. Phones come from pocketsphinx's
+forced alignment. -1 marks what it could not label, and all Asterisk prompts, a real speaker (four in five are used).
+
+Writes clips_*.npz: `audio` int16 [F * 320] at 16 kHz, clips end to end, each padded to whole frames, and `phones`
+int8 [F].
+"""
+
+import argparse
+import functools
+import os
+import random
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from make_speech_data import read_g722
+
+from processing_anygpt.tiny_world import language, voices
+
+HOP = 320  # samples in a frame
+SHARD_SECONDS = 600  # about 15 MB
+PHONES = (
+    "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+).split()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10, help="per voice")
+    parser.add_argument("--asterisk", type=Path, help="folder of g722 prompts, searched with its subfolders")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    shards = -(-args.minutes * 60 // SHARD_SECONDS)
+    seconds = args.minutes * 60 / shards
+    jobs = [
+        (voice, f"{args.seed}-{i}", seconds, args.out) for i in range(int(shards)) for voice in voices.TRAINING_VOICES
+    ]
+    with get_context("spawn").Pool(args.workers) as pool:
+        for line in pool.imap_unordered(make_shard, jobs):
+            print(line, flush=True)
+    if args.asterisk:
+        prompts = sorted(args.asterisk.rglob("*.g722"))
+        if not prompts:
+            raise FileNotFoundError(f"No .g722 in {args.asterisk}: apt-get install asterisk-core-sounds-en-g722")
+        random.Random(args.seed).shuffle(prompts)
+        clips = [voices.trim(read_g722(str(path))) for path in prompts[len(prompts) // 5 :]]
+        print(save(args.out / "clips_asterisk.npz", [(to_frames(clip), None) for clip in clips if clip.size]))
+
+
+def make_shard(job) -> str:
+    """`seconds` of one voice, spoken and aligned; skipped if it is there already."""
+    voice, seed, seconds, out = job
+    path = out / f"clips_{voice}_{seed}.npz"
+    if path.exists():
+        return f"{path}: there already"
+    rng, clips, total = random.Random(f"{voice}-{seed}"), [], 0.0
+    while total < seconds:
+        if rng.random() < 1 / 3:
+            text = language.sample(rng.choice(list(language.SPOKEN_MIX)), rng)
+        else:
+            text = " ".join(rng.choices(dictionary_words(), k=rng.randint(4, 9)))
+        audio = to_frames(voices.say(text, voice, rng.uniform(0.87, 1.2)))
+        clips.append((audio, align(audio, text)))
+        total += len(audio) / voices.SAMPLING_RATE
+    return save(path, clips)
+
+
+def to_frames(wave: np.ndarray) -> np.ndarray:
+    """float32 [T] -> int16, padded to whole frames."""
+    return np.pad(np.round(wave * 32767).astype(np.int16), (0, -len(wave) % HOP))
+
+
+@functools.cache
+def dictionary_words() -> list[str]:
+    """Plain words of three letters or more that pocketsphinx can pronounce."""
+    import pocketsphinx
+
+    with open(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict")) as file:
+        words = [line.split(maxsplit=1)[0] for line in file if line.strip()]
+    return [word for word in words if word.isalpha() and word.isascii() and len(word) > 2]
+
+
+@functools.cache
+def _aligner():
+    from pocketsphinx import Decoder
+
+    return Decoder(lm=None, loglevel="FATAL", cmn="batch")
+
+
+def align(audio: np.ndarray, text: str) -> np.ndarray | None:
+    """Phone of each frame of audio int16 [F * 320] -> int8 [F] of indices of `PHONES`; None if it does not align."""
+    aligner = _aligner()
+    aligner.set_align_text(text)
+    if not _hear(aligner, audio):
+        return None
+    aligner.set_alignment()  # a second pass, from words to phones
+    if not _hear(aligner, audio):
+        return None
+    halves = np.full(2 * len(audio) // HOP, -1, np.int8)  # pocketsphinx counts in 10 ms
+    for word in aligner.get_alignment():
+        for phone in word:
+            # Noises such as breath are silence to us.
+            label = PHONES.index(phone.name) if phone.name in PHONES else 0
+            halves[phone.start : phone.start + phone.duration] = label
+    return halves[::2]
+
+
+def _hear(aligner, audio: np.ndarray) -> bool:
+    aligner.start_utt()
+    aligner.process_raw(audio.tobytes(), full_utt=True)
+    aligner.end_utt()
+    return aligner.hyp() is not None
+
+
+def save(path: Path, clips) -> str:
+    """Write (audio int16 [F * 320], phones int8 [F] or None) pairs as one shard -> a line that says what it holds."""
+    audio = np.concatenate([audio for audio, _ in clips])
+    unknown = [np.full(len(audio) // HOP, -1, np.int8) if phones is None else phones for audio, phones in clips]
+    phones = np.concatenate(unknown)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, audio=audio, phones=phones)
+    os.replace(temporary, path)
+    minutes = len(audio) / voices.SAMPLING_RATE / 60
+    return f"{path}: {len(clips)} clips, {minutes:.1f} min, {(phones >= 0).mean():.2f} of the frames labelled"
+
+
+if __name__ == "__main__":
+    main()
