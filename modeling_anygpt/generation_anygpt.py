@@ -225,7 +225,7 @@ class ModalityGrammar(LogitsProcessor):
         return scores.masked_fill(illegal, float("-inf"))
 
     def _last(self, input_ids, mask):
-        """ids and mask [B, L] -> the last id under the mask (the first of a row that has none) and its 1-based place (0
+        """ids and mask [B, L] -> the last id under the mask (the first of a row with none) and its 1-based place (0
         where there is none), both [B]."""
         steps = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
         place = (mask * steps).amax(1)
