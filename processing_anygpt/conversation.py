@@ -131,6 +131,52 @@ def encode_pieces(pieces: Sequence[Piece], copy: TextOnly) -> tuple[list[int], l
     return input_ids, labels
 
 
+# For programs that know only the tokenizer; equal to `render` for text, but text in it can spell control tokens.
+# Blocks are joined as there: one space, unless white space is there already.
+CHAT_TEMPLATE = """\
+{%- macro content(message) -%}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- set out = namespace(text='') -%}
+        {%- for block in message['content'] -%}
+            {%- if block['type'] == 'text' -%}
+                {%- set new = block['text'] -%}
+            {%- elif block['type'] == 'transcript' -%}
+                {%- set new = '<-Ins-> ' + block['text'] + '\\n <-Res->' -%}
+            {%- else -%}
+                {{- raise_exception('Media need the processor: use AutoProcessor.apply_chat_template.') -}}
+            {%- endif -%}
+            {%- if out.text and new and not out.text[-1].isspace() and not new[0].isspace() -%}
+                {%- set out.text = out.text + ' ' -%}
+            {%- endif -%}
+            {%- set out.text = out.text + new -%}
+        {%- endfor -%}
+        {{- out.text -}}
+    {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+    {%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
+    {%- if message['role'] == 'system' -%}
+        {{- content(message) -}}
+    {%- elif message['role'] == 'user' -%}
+        {{- '[Human]: ' + content(message) + '<eoh>' -}}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- '[MMGPT]: ' + content(message) + '<eos>' -}}
+    {%- else -%}
+        {{- raise_exception('Roles are system, user and assistant.') -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '\\n[MMGPT]:' -}}{%- endif -%}
+"""
+
+
+def chat_template_for(tokenizer: Any) -> str:
+    """`CHAT_TEMPLATE`, with the BOS token if the tokenizer puts one before every text."""
+    starts_with_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{- bos_token -}}\n" + CHAT_TEMPLATE if starts_with_bos else CHAT_TEMPLATE
+
+
 def encode_text(text: str, tokenizer: Any) -> list[int]:
     """Ids of `text` as it reads inside a conversation (after a control token): never one of an added token."""
     copy = text_only(tokenizer)

@@ -139,8 +139,8 @@ def parse(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list
     """Cuts the ids of one reply into segments, up to the end of the reply.
 
     Tolerant of what an interrupted or unconstrained model leaves: an unfinished frame is dropped, an item without an
-    end token counts as ended, an item with too few or too many codes carries a `problem`, codes outside any item and
-    stray markers are skipped. Text is stripped of the spaces that separate blocks.
+    end token counts as ended, one without a start token as begun, an item with too few or too many codes carries a
+    `problem`, stray markers are skipped. Text is stripped of the spaces that separate blocks.
     """
     markers = (HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY, INSTRUCTION, RESPONSE)
     ids_of = dict(zip(markers, tokenizer.convert_tokens_to_ids(list(markers)), strict=True))
@@ -165,17 +165,19 @@ def parse(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list
     while position < len(ids) and ids[position] not in ends:
         token = ids[position]
         position += 1
-        if token in starts:
+        # A prompt may end with a start token: then the reply begins inside the item.
+        inside = [m for m, codes in zip(modalities, code_ranges, strict=True) if token in codes]
+        if token in starts or inside:
             end_text()
-            modality = starts[token]
-            first = position
+            modality = inside[0] if inside else starts[token]
+            first = position - len(inside)
             while position < len(ids) and ids[position] in _code_range(modality):
                 position += 1
             segments.append(_media_segment(modality, ids[first:position]))
         elif token in (ids_of[INSTRUCTION], ids_of[RESPONSE]):
             end_text()
             kind = "transcript" if token == ids_of[INSTRUCTION] else "text"
-        elif token not in skipped and not any(token in codes for codes in code_ranges):
+        elif token not in skipped:
             text_ids.append(token)
     end_text()
     return segments

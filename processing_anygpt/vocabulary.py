@@ -157,3 +157,16 @@ def ids_to_codes(modality: Any, ids: Sequence[int]) -> np.ndarray:
     frames = len(ids) // modality.num_codebooks
     array = np.asarray(ids[: frames * modality.num_codebooks], dtype=np.int64) - modality.first_code_id
     return (array % modality.codebook_size).reshape(frames, modality.num_codebooks).T
+
+
+def text_ids(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list[int]:
+    """`ids` without what belongs to media or to the structure of a conversation."""
+    skipped = set(
+        tokenizer.convert_tokens_to_ids([HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY, RESPONSE, INSTRUCTION])
+    )
+    for modality in modalities:
+        first = modality.first_code_id
+        skipped.update(
+            [modality.start_token_id, modality.end_token_id, *range(first, first + num_code_tokens(modality))]
+        )
+    return [index for index in ids if index not in skipped]

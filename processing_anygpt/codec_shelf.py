@@ -1,0 +1,95 @@
+"""The codecs of a checkpoint: found, loaded when first needed, saved with their code."""
+
+import inspect
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel
+
+
+class CodecShelf:
+    """Loaded codecs, and where to load more from. Copies and pickles without the models: they are loaded again."""
+
+    def __init__(self, source: str | None = None, options: dict[str, Any] | None = None):
+        self.source = source  # folder or hub id of the checkpoint
+        self.options = options or {}  # of from_pretrained: revision, token, trust_remote_code, ...
+        self.device = torch.device("cpu")
+        self.models: dict[str, Any] = {}
+        self.own: set[str] = set()  # names put here by hand: they replace those of the checkpoint
+
+    def __deepcopy__(self, memo: dict) -> "CodecShelf":
+        return CodecShelf(self.source, self.options)
+
+    def __reduce__(self):
+        return CodecShelf, (self.source, self.options)
+
+    def get(self, name: str) -> Any:
+        """The codec in subfolder or hub repository `name`, in float32, on `device`."""
+        if name not in self.models:
+            folder = self.locate(name)
+            options = {key: self.options[key] for key in ("trust_remote_code",) if key in self.options}
+            config = AutoConfig.from_pretrained(folder, **options)
+            # Some codecs of transformers (JanusVQVAE) are no AutoModel: take the class that the config names.
+            model_class = getattr(transformers, (config.architectures or [""])[0], AutoModel)
+            model = model_class.from_pretrained(folder, dtype=torch.float32, **options)
+            self.models[name] = model.eval().to(self.device)
+        return self.models[name]
+
+    def locate(self, name: str) -> Path:
+        """The local folder of a codec; one on the hub is downloaded."""
+        options = {key: self.options[key] for key in ("cache_dir", "local_files_only", "token") if key in self.options}
+        if "/" in name:
+            return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, **options))
+        if self.source is None:
+            raise ValueError(
+                f"Codec {name!r} is a subfolder of a checkpoint, but this processor was not loaded from one. Use "
+                "AnyGPTProcessor.from_pretrained(folder), or set_codec(modality, codec)."
+            )
+        folder = Path(self.source)
+        if not folder.is_dir():
+            revision = self.options.get("revision")
+            folder = Path(snapshot_download(self.source, revision=revision, allow_patterns=[f"{name}/*"], **options))
+        if not (folder / name).is_dir():
+            raise ValueError(
+                f"Checkpoint {self.source} has no codec folder {name!r}. Download it whole, or change the modality "
+                "table in processor_config.json."
+            )
+        return folder / name
+
+    def put(self, name: str, model: Any) -> None:
+        """Uses `model` under `name` instead of the checkpoint's."""
+        self.models[name] = model
+        self.own.add(name)
+
+    def has(self, name: str) -> bool:
+        """Whether `get` would find a codec without going to the network."""
+        return name in self.models or (self.source is not None and (Path(self.source) / name).is_dir())
+
+    def save(self, name: str, folder: Path) -> None:
+        """Puts the codec `name` into `folder`, with the code that loads it there."""
+        model = self.get(name)
+        if name not in self.own:
+            original = self.locate(name)
+            if original.resolve() != folder.resolve():
+                shutil.copytree(original, folder, dirs_exist_ok=True)  # as stored: in its precision, with its notes
+        else:
+            model.save_pretrained(folder)
+        if not type(model).__module__.startswith("transformers."):
+            # register_for_auto_class would do this, but takes every class with "Tokenizer" in its name for one.
+            module = Path(inspect.getfile(type(model)))
+            if module.resolve() != (folder / module.name).resolve():
+                shutil.copyfile(module, folder / module.name)
+            config = json.loads((folder / "config.json").read_text())
+            config["auto_map"] = {
+                "AutoConfig": f"{module.stem}.{type(model.config).__name__}",
+                "AutoModel": f"{module.stem}.{type(model).__name__}",
+            }
+            temporary = folder / "config.json.tmp"
+            temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            os.replace(temporary, folder / "config.json")

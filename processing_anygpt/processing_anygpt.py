@@ -1,0 +1,496 @@
+"""AnyGPTProcessor: messages and media in, token ids out; generated ids in, typed parts out.
+
+The codecs are models. They are loaded when first needed, from the subfolders (or hub ids) that the modality table
+names.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from .codec_io import add_acoustic_codes, decode, encode, is_audio
+from .codec_shelf import CodecShelf
+from .conversation import IGNORED, Piece, chat_template_for, encode_pieces, render, render_text, text_only
+from .media import MAX_SECONDS, array_to_image, image_to_array, load_audio, load_image
+from .parts import AudioPart, ImagePart, MusicPart, Part, SpeechPart, TextPart, TranscriptPart, UnfinishedPart, parse
+from .vocabulary import ASSISTANT, Modality, codes_to_ids, find_modality, modalities_from_tokenizer, text_ids
+
+AUDIO_PARTS = {"speech": SpeechPart, "music": MusicPart}  # other audio modalities give a plain AudioPart
+# Where a block keeps its media; "audio" and "image" as in transformers' own blocks.
+SOURCE_KEYS = ("path", "url", "audio", "image", "array", "bytes")
+
+
+class AnyGPTProcessor(ProcessorMixin):
+    """Turns conversations with speech, pictures and music into token ids, and generated ids into media.
+
+    Args:
+        tokenizer: a fast tokenizer that holds the tokens of the modality table (`add_modality_tokens`).
+        modalities: rows of the modality table, as dicts (those of the model's config).
+        system_prompt: system line of conversations that bring none.
+        chat_template: what `tokenizer.apply_chat_template` uses for text-only conversations elsewhere. The processor
+            itself renders without it, so that text can't spell control tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        modalities: list[dict[str, Any]] | None = None,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+    ):
+        rows = [row if isinstance(row, dict) else dataclasses.asdict(row) for row in modalities or []]
+        self.specs = modalities_from_tokenizer(tokenizer, [Modality.from_dict(row) for row in rows])
+        self.modalities = [dataclasses.asdict(spec) for spec in self.specs]
+        self.system_prompt = system_prompt
+        self.shelf = CodecShelf()
+        super().__init__(tokenizer, chat_template=chat_template or chat_template_for(tokenizer))
+
+    def __repr__(self) -> str:  # the inherited one prints every added token, at every load
+        return f"AnyGPTProcessor(modalities: {', '.join(spec.name for spec in self.specs)})"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs) -> "AnyGPTProcessor":
+        """As ProcessorMixin's (which takes the keywords); remembers where the codecs are."""
+        options = {key: value for key, value in kwargs.items() if key in FROM_PRETRAINED_OPTIONS and value is not None}
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor.shelf = CodecShelf(str(pretrained_model_name_or_path), options)
+        return processor
+
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """As ProcessorMixin's (which takes the keywords); codecs in subfolders are copied along."""
+        names = [name for spec in self.specs for name in (spec.codec, spec.decoder) if name]
+        for name in names:
+            if "/" not in name and self.shelf.has(name):
+                self.shelf.save(name, Path(save_directory) / name)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    # Codecs
+
+    def codec(self, modality: str) -> Any:
+        """The codec of a modality, loaded at the first call."""
+        spec = find_modality(self.specs, modality)
+        codec = self.shelf.get(spec.codec)
+        rate = getattr(codec.config, "sampling_rate", None)
+        if rate != spec.sampling_rate:
+            raise ValueError(
+                f"The {modality} codec works at {rate} Hz, the modality table says {spec.sampling_rate}. Put the "
+                "codec that belongs to this checkpoint in its place, or correct the table."
+            )
+        return codec
+
+    def set_codec(self, modality: str, codec: Any, decoder: Any = None) -> None:
+        """Use `codec` (and the model that adds its acoustic codes) for a modality instead of the checkpoint's."""
+        spec = find_modality(self.specs, modality)
+        self.shelf.put(spec.codec, codec)
+        if decoder is not None:
+            if spec.decoder is None:
+                raise ValueError(f"The modality table has no decoder for {modality}. Name one there first.")
+            self.shelf.put(spec.decoder, decoder)
+
+    def to(self, device: str | torch.device) -> "AnyGPTProcessor":
+        """Moves the codecs, loaded ones and those to come."""
+        self.shelf.device = torch.device(device)
+        for model in self.shelf.models.values():
+            model.to(self.shelf.device)
+        return self
+
+    def encode_media(
+        self,
+        modality: str,
+        items: Sequence[Any],
+        sampling_rate: int | None = None,
+        allow_urls: bool = False,
+        max_seconds: float = MAX_SECONDS,
+    ) -> list[np.ndarray]:
+        """Media to the codes that the language model sees.
+
+        Args:
+            modality: name of a row of the modality table.
+            items: paths, bytes, arrays, PIL images, `(array, sampling_rate)` pairs, or content blocks.
+            sampling_rate: Hz of audio arrays that come without one.
+            allow_urls: fetch items that are URLs.
+            max_seconds: longest sound accepted, s.
+
+        Returns:
+            Codes `[K, T]` int64 of each item, K = `num_codebooks` of the table.
+        """
+        spec = find_modality(self.specs, modality)
+        items = list(items)
+        results: list[Any] = [_given_codes(spec, item) for item in items]
+        todo = [index for index, codes in enumerate(results) if codes is None]
+        if todo:
+            codec = self.codec(modality)
+            arrays = [_load(spec, items[i], sampling_rate, allow_urls, max_seconds) for i in todo]
+            for index, codes in zip(todo, encode(codec, arrays), strict=True):
+                results[index] = codes[: spec.num_codebooks]
+        return results
+
+    def decode_codes(
+        self,
+        modality: str,
+        codes: Sequence[Any],
+        voice: Any = None,
+        steps: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> list[Part]:
+        """Codes to media.
+
+        Args:
+            modality: name of a row of the modality table.
+            codes: a list of `[K, T]` (or `[T]`) integer codes, as the language model writes them.
+            voice: sound of the voice to speak in (path, `(array, sampling_rate)`, block); its first 3 s are used. Only
+                for a modality with a decoder.
+            steps, generator: of that decoder; see `add_acoustic_codes`.
+
+        Returns:
+            An ImagePart, SpeechPart, MusicPart or AudioPart each.
+        """
+        spec = find_modality(self.specs, modality)
+        if voice is not None and spec.decoder is None:
+            raise ValueError(f"{modality} has no decoder that takes a voice. Leave voice out.")
+        codes = [np.asarray(item, dtype=np.int64).reshape(spec.num_codebooks, -1) for item in codes]
+        for item in codes:
+            codes_to_ids(spec, item)  # shape and range
+        codec = self.codec(modality)
+        full = codes
+        if spec.decoder is not None:
+            sound = None if voice is None else _load(spec, voice, None, False, MAX_SECONDS)
+            full = add_acoustic_codes(self.shelf.get(spec.decoder), codec, codes, sound, steps, generator)
+        values = decode(codec, full)
+        if is_audio(codec):
+            make = AUDIO_PARTS.get(modality)
+            if make is None:
+                return [AudioPart(v, spec.sampling_rate, c, modality) for v, c in zip(values, codes, strict=True)]
+            return [make(v, spec.sampling_rate, c) for v, c in zip(values, codes, strict=True)]
+        return [ImagePart(array_to_image(v), c, modality) for v, c in zip(values, codes, strict=True)]
+
+    # Into the model
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        start_modality: str | None = None,
+        return_labels: bool = False,
+        padding: bool = True,
+        allow_urls: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Renders one conversation, or a batch of them, in the chat format of AnyGPT.
+
+        Blocks of a message's content: `{"type": "text", "text"}`, `{"type": "transcript", "text"}` (what a spoken
+        instruction said), and for every modality `{"type": name, ...}` with one of "path", "url" (only with
+        `allow_urls`), "audio" or "image" (array, PIL image, path), "bytes", "codes" `[K, T]`; audio arrays also need
+        "sampling_rate" (Hz). "audio" as a type means speech.
+
+        Args:
+            conversation: messages, or a list of conversations.
+            add_generation_prompt: end with `[MMGPT]:`.
+            continue_final_message: leave the last assistant message open.
+            tokenize: ids instead of the rendered string. (Tokenising the string yourself lets text in it spell
+                control tokens.)
+            return_dict: `{"input_ids", "attention_mask"}` instead of the ids alone.
+            return_tensors: "pt" or "np"; then a batch is padded on the left.
+            start_modality: end with the start token of this modality: the model has to write it.
+            return_labels: add "labels", -100 off the assistant's turns; needs `return_dict`.
+            padding: pad a batch to equal length on the left.
+            allow_urls: fetch blocks that name a URL.
+            processor_kwargs: for transformers' pipelines; "padding" is read from it.
+        """
+        if processor_kwargs:
+            padding = processor_kwargs.get("padding", padding)
+        batched = bool(conversation) and not isinstance(conversation[0], dict)
+        conversations = conversation if batched else [conversation]
+        conversations = self._encode_blocks(conversations, allow_urls)
+        arguments = (self.tokenizer, self.specs, add_generation_prompt, self.system_prompt)
+        options = {"continue_final_message": continue_final_message, "start_modality": start_modality}
+        if not tokenize:
+            strings = [render_text(messages, *arguments, **options) for messages in conversations]
+            return strings if batched else strings[0]
+        rendered = [render(messages, *arguments, **options) for messages in conversations]
+        features = {"input_ids": [ids for ids, _ in rendered]}
+        if return_labels:
+            features["labels"] = [labels for _, labels in rendered]
+        batch = self._collate(features, return_tensors, padding, batched)
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: Any = None,
+        speech: Any = None,
+        music: Any = None,
+        audio: Any = None,
+        videos: Any = None,
+        media: dict[str, Any] | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        padding: bool = True,
+        allow_control_tokens: bool = False,
+        allow_urls: bool = False,
+    ) -> BatchFeature:
+        """Plain text with media spliced in, without the chat format. For conversations: `apply_chat_template`.
+
+        Args:
+            text: one text or a batch. `<image>`, `<speech>`, `<music>` (`<name>` of any modality) mark where the media
+                go, in order; media without a marker in their text go before it. Markers of a modality for which no
+                media are given are ordinary text.
+            images, speech, music: one item, a list for the whole batch, or a list of lists, one for each text.
+            audio: another name of `speech` (transformers' pipelines use it).
+            videos: not supported.
+            media: items of any modality by name, for rows of the table that have no argument here.
+            sampling_rate: Hz of audio arrays that come without one.
+            return_tensors: "pt" or "np"; then a batch is padded on the left.
+            padding: pad a batch to equal length on the left.
+            allow_control_tokens: let `text` spell control and code tokens, for strings from
+                `apply_chat_template(tokenize=False)`. Never for text that a user typed.
+            allow_urls: fetch items that are URLs.
+
+        Returns:
+            "input_ids" and "attention_mask".
+        """
+        if videos is not None:
+            raise ValueError("Got videos, which AnyGPT does not know. Pass text, images, speech or music.")
+        given = {"image": images, "speech": speech if speech is not None else audio, "music": music, **(media or {})}
+        given = {name: items for name, items in given.items() if items is not None}
+        if text is None and not given:
+            raise ValueError("Got neither text nor media, need at least one of them.")
+        batched = isinstance(text, (list, tuple))
+        texts = list(text) if batched else ["" if text is None else text]
+        pieces: list[list[Piece]] = [[(string, False)] for string in texts]
+        for name, items in given.items():
+            spec = find_modality(self.specs, name)
+            marker = f"<{name}>"
+            groups = _share_out(items, [string.count(marker) for string in texts], name)
+            codes = self.encode_media(name, [item for group in groups for item in group], sampling_rate, allow_urls)
+            ids = iter([[spec.start_token_id, *codes_to_ids(spec, c), spec.end_token_id] for c in codes])
+            pieces = [
+                _splice(row, marker, [next(ids) for _ in group]) for row, group in zip(pieces, groups, strict=True)
+            ]
+        if allow_control_tokens:
+            strings = [
+                "".join(p if isinstance(p, str) else "".join(self.tokenizer.convert_ids_to_tokens(p)) for p, _ in row)
+                for row in pieces
+            ]
+            rows = self.tokenizer(strings)["input_ids"]
+        else:
+            rows = [encode_pieces(row, text_only(self.tokenizer))[0] for row in pieces]
+        return self._collate({"input_ids": rows}, return_tensors, padding, batched)
+
+    def _encode_blocks(self, conversations: Sequence[Any], allow_urls: bool) -> list[list[dict[str, Any]]]:
+        """Copies of the conversations in which every media block holds codes; one codec batch for each modality."""
+        names = {spec.name for spec in self.specs}
+        waiting: dict[str, list[dict[str, Any]]] = {}
+        copies = []
+        for conversation in conversations:
+            messages = []
+            for message in conversation:
+                message = dict(message)
+                if isinstance(message.get("content"), (list, tuple)):
+                    message["content"] = [dict(block) for block in message["content"]]
+                    for block in message["content"]:
+                        if block.get("type") == "audio" and "audio" not in names:
+                            block["type"] = "speech"
+                        if block.get("type") in names and block.get("codes") is None:
+                            waiting.setdefault(block["type"], []).append(block)
+                messages.append(message)
+            copies.append(messages)
+        for name, blocks in waiting.items():
+            for block, codes in zip(blocks, self.encode_media(name, blocks, allow_urls=allow_urls), strict=True):
+                block["codes"] = codes
+        return copies
+
+    def _collate(
+        self, features: dict[str, list[list[int]]], return_tensors: str | None, padding: bool, batched: bool
+    ) -> BatchFeature:
+        """Rows of unequal length, padded on the left; as transformers, a single row without tensors is not a batch."""
+        rows = features["input_ids"]
+        lengths = [len(row) for row in rows]
+        longest = max(lengths)
+        features["attention_mask"] = [[1] * length for length in lengths]
+        if min(lengths) < longest and (padding or return_tensors):
+            pad = self.tokenizer.pad_token_id
+            if pad is None:
+                raise ValueError("The tokenizer has no pad token. Set tokenizer.pad_token to pad a batch.")
+            fill = {"input_ids": pad, "attention_mask": 0, "labels": IGNORED}
+            features = {k: [[fill[k]] * (longest - len(row)) + row for row in v] for k, v in features.items()}
+        if return_tensors is None and not batched:
+            features = {key: value[0] for key, value in features.items()}
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    # Out of the model
+
+    def parse_output(
+        self,
+        ids: Any,
+        voice: Any = None,
+        steps: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> list[Part]:
+        """The ids of one reply (without its prompt) to typed parts, in order.
+
+        Args:
+            ids: `[L]` tensor, array or list.
+            voice, steps, generator: of speech; see `decode_codes`.
+
+        Returns:
+            TextPart, TranscriptPart, ImagePart, SpeechPart, MusicPart, AudioPart; an item that was cut off before it
+            could be decoded is an UnfinishedPart.
+        """
+        segments = parse(_as_list(ids), self.tokenizer, self.specs)
+        parts: list[Any] = [None] * len(segments)
+        for spec in self.specs:
+            whole = [i for i, s in enumerate(segments) if s.modality == spec.name and s.problem is None]
+            if whole:
+                own_voice = voice if spec.decoder is not None else None
+                codes = [segments[i].codes for i in whole]
+                for i, part in zip(
+                    whole, self.decode_codes(spec.name, codes, own_voice, steps, generator), strict=True
+                ):
+                    parts[i] = part
+        for i, segment in enumerate(segments):
+            if segment.text is not None:
+                parts[i] = TextPart(segment.text) if segment.modality == "text" else TranscriptPart(segment.text)
+            elif segment.problem is not None:
+                parts[i] = UnfinishedPart(segment.modality, segment.codes, segment.problem)
+        return parts
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> list[Any]:
+        """What transformers' any-to-any pipeline shows of generated sequences (prompts included).
+
+        Args:
+            generated_outputs: ids `[B, L]` or `[L]`.
+            skip_special_tokens: leave out the tokenizer's special tokens.
+            generation_mode: "text" (or None), "image", "audio" (the first item of any audio modality), or the name of
+                a modality.
+            clean_up_tokenization_spaces: as in the tokenizer's `decode`.
+
+        Returns:
+            A list with, for each sequence, its text (media left out), or of the last reply the first picture (PIL) or
+            sound (float32 `[T]`); None where the reply has none.
+        """
+        rows = _as_list(generated_outputs)
+        rows = rows if rows and isinstance(rows[0], list) else [rows]
+        if generation_mode in (None, "text"):
+            texts = [text_ids(row, self.tokenizer, self.specs) for row in rows]
+            return [
+                self.tokenizer.decode(
+                    text,
+                    skip_special_tokens=skip_special_tokens,
+                    clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+                )
+                for text in texts
+            ]
+        names = [spec.name for spec in self.specs if generation_mode == spec.name]
+        if generation_mode == "audio":
+            names = names or [spec.name for spec in self.specs if spec.sampling_rate is not None]
+        if not names:
+            known = ", ".join(["text", "audio", *(spec.name for spec in self.specs)])
+            raise ValueError(f"Got generation_mode={generation_mode!r}. Known: {known}.")
+        assistant = self.tokenizer.convert_tokens_to_ids(ASSISTANT)
+        results = []
+        for row in rows:
+            reply = row[len(row) - row[::-1].index(assistant) :] if assistant in row else row
+            parts = [part for part in self.parse_output(reply) if part.modality in names]
+            whole = [part for part in parts if not isinstance(part, UnfinishedPart)]
+            first = whole[0] if whole else None
+            results.append(first.waveform if isinstance(first, AudioPart) else first and first.image)
+        return results
+
+
+FROM_PRETRAINED_OPTIONS = ("trust_remote_code", "cache_dir", "local_files_only", "token", "revision")
+
+
+def _as_list(ids: Any) -> list:
+    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+
+
+def _given_codes(spec: Modality, item: Any) -> np.ndarray | None:
+    """The codes of a block that brings them."""
+    if isinstance(item, dict) and item.get("codes") is not None:
+        codes = np.asarray(item["codes"])
+        return codes[None] if codes.ndim == 1 else codes
+    return None
+
+
+def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool, max_seconds: float) -> np.ndarray:
+    """One item as the codec takes it: `[samples]` or `[3, S, S]`."""
+    if isinstance(item, dict):
+        sampling_rate = item.get("sampling_rate", sampling_rate)
+        found = [item[key] for key in (*SOURCE_KEYS, spec.name) if item.get(key) is not None]
+        if not found:
+            raise ValueError(
+                f"Got a {spec.name} block with {sorted(item)}, need one of path, url, audio, image, bytes, codes."
+            )
+        if item.get("url") is found[0] and not allow_urls:
+            raise ValueError(f"{found[0]} is not fetched unless asked. Pass allow_urls=True, or download it.")
+        item = found[0]
+    if spec.sampling_rate is not None:
+        if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} inside a block
+            return _load(spec, item, sampling_rate, allow_urls, max_seconds)
+        if isinstance(item, tuple):
+            item, sampling_rate = item
+        return load_audio(item, spec.sampling_rate, sampling_rate, max_seconds, allow_urls)
+    return image_to_array(load_image(item, allow_urls), spec.image_size)
+
+
+def _share_out(items: Any, markers: list[int], name: str) -> list[list[Any]]:
+    """Media of a batch to its texts: by nesting if they come nested, else by markers, else one each."""
+    items = list(items) if isinstance(items, list) else [items]
+    if items and all(isinstance(item, list) for item in items) and len(items) == len(markers):
+        groups = items
+    elif len(items) == sum(markers):
+        rest = iter(items)
+        groups = [[next(rest) for _ in range(count)] for count in markers]
+    elif sum(markers) == 0 and (len(items) == len(markers) or len(markers) == 1):
+        groups = [[item] for item in items] if len(items) == len(markers) else [items]
+    else:
+        raise ValueError(
+            f"Got {len(items)} {name} items for {sum(markers)} <{name}> markers in {len(markers)} texts. Give one "
+            "item for each marker, or one for each text without markers."
+        )
+    for group, count in zip(groups, markers, strict=True):
+        if count not in (0, len(group)):
+            raise ValueError(
+                f"Got {len(group)} {name} items for a text with {count} <{name}> markers. Make them equal."
+            )
+    return groups
+
+
+def _splice(pieces: list[Piece], marker: str, items: list[list[int]]) -> list[Piece]:
+    """Puts the ids of `items` where the markers are in the text, or in front of it."""
+    if not items:
+        return pieces
+    if not any(marker in piece for piece, _ in pieces if isinstance(piece, str)):
+        rest = [piece for piece in pieces if piece[0]]
+        spaced = [piece for ids in items for piece in ((ids, False), (" ", False))]
+        return spaced + rest if rest else spaced[:-1]
+    result: list[Piece] = []
+    rest = iter(items)
+    for piece, learned in pieces:
+        if isinstance(piece, str):
+            for index, text in enumerate(piece.split(marker)):
+                if index:
+                    result.append((next(rest), False))
+                result.append((text, learned))
+        else:
+            result.append((piece, learned))
+    return result
+
+
+__all__ = ["AnyGPTProcessor"]
