@@ -32,9 +32,11 @@ def transcribe(wave: np.ndarray, language_model: str = "closed") -> str:
     Args:
         language_model: "closed" (sentences of the tiny world only) or "open" (its general English trigram model).
     """
-    recogniser = _recogniser(language_model)
+    recogniser, samples = _recogniser(language_model), to_int16(wave)
+    if len(samples) < RATE // 10:  # no word is this short, and the recogniser needs a few frames
+        return ""
     recogniser.start_utt()
-    recogniser.process_raw(to_int16(wave).tobytes(), full_utt=True)
+    recogniser.process_raw(samples.tobytes(), full_utt=True)
     recogniser.end_utt()
     heard = recogniser.hyp()
     return heard.hypstr if heard else ""
