@@ -101,7 +101,7 @@ class SpeechTokenizerConv1d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer, length = self.conv["conv"], x.shape[-1]
         total = (self.kernel_size - 1) * self.dilation - (self.stride - 1)
-        # Not causal: both sides, the larger half on the left (upstream), and more on the right to fill the last window.
+        # Not causal: both sides, the larger half left (upstream), and more on the right to fill the last window.
         right = total // 2 - length % -self.stride
         left = total - total // 2
         if left or right:
@@ -240,9 +240,11 @@ class SpeechTokenizerQuantizer(nn.Module):
         return torch.stack(codes, 1)
 
     def lookup(self, codes: torch.Tensor, st: int) -> torch.Tensor:
-        """codes [B, K, T'] of levels st .. st + K - 1 -> their vectors [K, B, dimension, T'] (sum over K to decode)."""
+        """codes [B, K, T'] of levels st .. st + K - 1 -> vectors [K, B, dimension, T']; their sum is decoded."""
         books = self.codebooks[st : st + codes.shape[1]]
-        return torch.stack([book.embed[level].transpose(1, 2) for book, level in zip(books, codes.unbind(1))])
+        return torch.stack(
+            [book.embed[level].transpose(1, 2) for book, level in zip(books, codes.unbind(1), strict=True)]
+        )
 
 
 @dataclass
