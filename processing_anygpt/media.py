@@ -25,7 +25,7 @@ MAX_LEVEL = 2.0  # resampled or decoded floats overshoot 1 a little; beyond this
 MAX_PIXELS = 64_000_000  # of a picture before it is shrunk
 MAX_DOWNLOAD = 100_000_000  # bytes
 # What Pillow may open. Not EPS (runs Ghostscript), not the rare formats with the rare bugs.
-IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
 
 
 def load_audio(
@@ -180,7 +180,9 @@ def _check_duration(seconds: float, max_seconds: float, name: str) -> None:
 def _open_image(source: Any, allow_urls: bool) -> tuple[Image.Image, str]:
     file, name = _open(source, allow_urls)
     try:
-        image = Image.open(file, formats=IMAGE_FORMATS)
+        Image.init()
+        known = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]  # a Pillow may be built without some
+        image = Image.open(file, formats=known)
     except UnidentifiedImageError as error:
         raise ValueError(f"Can't read {name} as a picture: unknown format. Use PNG, JPEG or WebP.") from error
     except Image.DecompressionBombError as error:
