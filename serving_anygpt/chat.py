@@ -68,13 +68,13 @@ class Chat:
         return HELP.format(to=self.to, out=self.out)
 
     def say(self, text: str) -> str:
-        blocks = self.attached + ([{"type": "text", "text": text}] if text else [])
+        files, self.attached = self.attached, []  # one that cannot be read is not tried again with the next message
         if self.voice and self.to in ("any", "speech"):
-            blocks = [voice_block(self.voice, self.engine.sampling_rate("speech")), *blocks]
+            files = [voice_block(self.voice, self.engine.sampling_rate("speech")), *files]
+        blocks = [self.engine.encoded(file) for file in files] + ([{"type": "text", "text": text}] if text else [])
         messages = [*self.messages, {"role": "user", "content": blocks}]
         allowed = {"any": ("text", *self.names), "text": ("text",)}.get(self.to, ("text", self.to))
         required = () if self.to in ("any", "text") else (self.to,)
-        self.attached = []  # a file that cannot be read is not tried again with the next message
         answer = self.engine.answer(messages, allowed, required, self.voice)
         self.turn += 1
         lines = []

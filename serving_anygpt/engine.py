@@ -20,6 +20,13 @@ TEXT_TOKENS = 128  # of a reply, around its items
 DEFAULT_SECONDS = 30.0  # longest sound of a modality whose row of the table sets no limit
 
 
+def load_processor(folder: str):
+    """The processor of a checkpoint folder; its codecs load when first needed."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
 @dataclass
 class Answer:
     """`parts`: typed parts of the reply in order. `seconds`: wall clock from inputs to media. Token counts: what the
@@ -39,19 +46,22 @@ class Engine:
     """
 
     def __init__(self, folder: str, quiet: bool = False):
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         self.quiet = quiet
         self.instructions = INSTRUCTIONS if media.Path(folder) == media.DEFAULT_MODEL else GENERAL_INSTRUCTIONS
         with step("loading the model", quiet):
             try:
-                self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+                self.processor = load_processor(folder)
                 self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
             except (SafetensorError, RuntimeError, KeyError) as error:
                 raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
 
     def sampling_rate(self, modality: str) -> int:
         return find_modality(self.model.config.modalities, modality).sampling_rate
+
+    def encoded(self, block: dict) -> dict:
+        """A media block as codes, so that a conversation does not encode it again at every turn."""
+        (codes,) = self.processor.encode_media(block["type"], [block])
+        return {"type": block["type"], "codes": codes}
 
     def limit_seconds(self, modality: str, seconds: float) -> None:
         """No item of `modality` gets longer than `seconds` from now on."""
@@ -87,13 +97,18 @@ class Engine:
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         prompt_length = inputs["input_ids"].shape[1]
+        context = self.model.config.text_config.max_position_embeddings
+        if prompt_length >= context:
+            raise ValueError(
+                f"The request takes {prompt_length} tokens, the model reads {context}. Give less at a time."
+            )
         progress = TokenProgress("thinking", prompt_length, self.quiet)
         with torch.inference_mode(), progress:
             output = self.model.generate(
                 **inputs,
                 output_modalities=modalities,
                 required_modalities=required,
-                max_new_tokens=self.budget(modalities),
+                max_new_tokens=min(self.budget(modalities), context - prompt_length),
                 stopping_criteria=[progress],
             )
         reply = output[0, prompt_length:]

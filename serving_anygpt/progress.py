@@ -13,7 +13,9 @@ class TokenProgress(StoppingCriteria):
 
     def __init__(self, label: str, prompt_length: int, quiet: bool = False):
         self.prompt_length = prompt_length
-        self.bar = tqdm(desc=label, unit=" tokens", delay=1.0, leave=False, disable=quiet, file=sys.stderr)
+        self.bar = tqdm(
+            desc=label, unit=" tokens", delay=1.0, mininterval=0.5, leave=False, disable=quiet, file=sys.stderr
+        )
 
     def __call__(self, input_ids, scores, **kwargs):  # the signature transformers calls
         self.bar.update(input_ids.shape[1] - self.prompt_length - self.bar.n)

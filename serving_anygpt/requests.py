@@ -31,7 +31,7 @@ def compose(blocks: list[dict], to: str, instructions: dict = INSTRUCTIONS) -> l
         return blocks
     if media:
         wording = instructions.get((media[0]["type"], to), [])
-        return media + [{"type": "text", "text": line} for line in wording[:1]]
+        return [{"type": "text", "text": line} for line in wording[:1]] + media
     text = " ".join(texts)
     wording = instructions.get(("text", to), ["{text}"])
     openings = [line.partition("{text}")[0].strip().lower() for line in wording]

@@ -1,0 +1,154 @@
+"""The `anygpt` command: what it makes, and one line for whatever is wrong."""
+
+import io
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from serving_anygpt import __version__, cli, media
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with one good and some bad files of each kind."""
+    tone = 0.3 * np.sin(np.arange(16000) * 0.05).astype(np.float32)
+    soundfile.write(tmp_path / "tone.wav", tone, 16000)
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
+    (tmp_path / "words.txt").write_text("good morning\n", encoding="utf-8")
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "noise.wav").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "noise.png").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
+    (tmp_path / "table.xlsx").write_bytes(b"PK")
+    (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other_model").mkdir()
+    (tmp_path / "other_model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "broken_model").mkdir()
+    (tmp_path / "broken_model" / "config.json").write_text("{")
+    return tmp_path
+
+
+def run(arguments: str, folder, checkpoint: str, monkeypatch, capsys, stdin: str = "") -> tuple[int, str, str]:
+    """Runs a command line in `folder`: exit code, standard output, standard error."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    words = arguments.split("|") if "|" in arguments else arguments.split()
+    if words[:1] and words[0] in ("generate", "chat", "encode", "decode", "demo") and "--model" not in words:
+        words[1:1] = ["--model", checkpoint]
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    output, error = capsys.readouterr()
+    return code, output, error
+
+
+BAD = {
+    "unknown file": ("generate --to text nothing.wav", "No such file: nothing.wav"),
+    "unknown picture": ("generate --to text image:nothing.png", "No such file: nothing.png"),
+    "unknown voice": ("generate --to speech --voice nothing.wav hello", "No such file: nothing.wav"),
+    "unknown modality": (
+        "generate --to video hello",
+        "Unknown modality 'video'. This model knows: text, image, speech",
+    ),
+    "unknown sound modality": ("generate --to text --as video tone.wav", "Unknown modality 'video'"),
+    "empty text": ("generate|--to|speech| ", "empty text"),
+    "empty text file": ("generate --to speech empty.txt", "empty text"),
+    "empty standard input": ("generate --to speech -", "empty text"),
+    "text that is not UTF-8": ("generate --to speech latin.txt", "not UTF-8"),
+    "a folder": ("generate --to text folder", "is a folder"),
+    "unknown type": ("generate --to text table.xlsx", "Cannot tell what 'table.xlsx' is"),
+    "empty sound": ("generate --to text empty.wav", "empty"),
+    "corrupt sound": ("generate --to text noise.wav", "noise.wav"),
+    "corrupt picture": ("generate --to text noise.png", "noise.png"),
+    "truncated picture": ("generate --to text cut.png", "truncated"),
+    "no such model": ("generate --model nowhere --to text hello", "No such model folder: nowhere"),
+    "empty model folder": ("generate --model folder --to text hello", "no config.json"),
+    "model of another kind": ("generate --model other_model --to text hello", "'llama' model, not an AnyGPT one"),
+    "broken config": ("generate --model broken_model --to text hello", "not valid JSON"),
+    "output type": ("generate --to image --out x.wav hello", "must end in .png"),
+    "output is a folder": ("generate --to text --out folder hello", "Cannot write"),
+    "output folder missing": ("generate --to image --out nowhere/x.png hello", "Cannot write to folder nowhere"),
+    "output folder is a file": ("demo --out words.txt", "Cannot write to folder words.txt"),
+    "voice of a picture": ("generate --to image --voice tone.wav hello", "--voice"),
+    "length of a picture": ("generate --to image --max-seconds 2 hello", "--max-seconds"),
+    "length": ("generate --to speech --max-seconds -1 hello", "positive"),
+    "no length": ("generate --to speech --max-seconds nan hello", "positive"),
+    "shorter than a frame": ("generate --to speech --max-seconds 0.001 hello", "frame"),
+    "seed": ("generate --to speech --seed -5 hello", "2^63"),
+    "no word": ("generate --to speech", "INPUT"),
+    "no modality": ("generate hello", "--to"),
+    "no command": ("", "COMMAND"),
+    "unknown command": ("draw hello", "draw"),
+    "encode text": ("encode words.txt", "not a sound or picture"),
+    "decode nothing": ("decode", "no codes"),
+    "demo without examples": ("demo --examples nowhere", "No folder nowhere"),
+    "chat to nowhere": ("chat --out words.txt", "Cannot write to folder words.txt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, files, checkpoint, monkeypatch, capsys):
+    arguments, message = BAD[name]
+    code, output, error = run(arguments, files, checkpoint, monkeypatch, capsys)
+    assert code == 2
+    lines = [line for line in error.strip().splitlines() if not line.startswith("loading")]
+    assert len(lines) == 1 and lines[0].startswith("anygpt") and message in lines[0], error
+    assert output == ""
+    assert not list(files.glob("answer*")) and not list(files.glob(".*"))
+
+
+DECODE_BAD = {
+    "not JSON": ("hello\n", "line 1"),
+    "not an object": ("[1, 2]\n", "line 1"),
+    "no codes": ('{"modality": "image"}\n', "codes"),
+    "unknown modality": ('{"modality": "video", "codes": [[1]]}\n', "Unknown modality 'video'"),
+    "ragged": ('{"modality": "speech", "codes": [[1, 2], [3]]}\n', "codes"),
+    "empty": ('{"modality": "speech", "codes": [[]]}\n', "codes"),
+    "out of range": ('{"modality": "speech", "codes": [[1, 100000]]}\n', "0..1023"),
+    "negative": ('{"modality": "speech", "codes": [[1, -1]]}\n', "0..1023"),
+    "fractions": ('{"modality": "speech", "codes": [[1.5, 2]]}\n', "integers"),
+    "short picture": ('{"modality": "image", "codes": [[1, 2, 3]]}\n', "64"),
+}
+
+
+@pytest.mark.parametrize("name", DECODE_BAD)
+def test_bad_codes(name, files, checkpoint, monkeypatch, capsys):
+    stdin, message = DECODE_BAD[name]
+    code, _, error = run("decode --json", files, checkpoint, monkeypatch, capsys, stdin)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1, error
+    assert not list(files.glob("decoded*"))
+
+
+def test_unwritable_folder(files, checkpoint, monkeypatch, capsys):
+    """Root may write anywhere, so the refusal is the file system's, played by a stub."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(media.tempfile, "TemporaryFile", refuse)
+    code, _, error = run("generate --to image --out red2.png hello", files, checkpoint, monkeypatch, capsys)
+    assert (code, error) == (2, "anygpt: error: Cannot write to folder .: Permission denied.\n")
+
+
+def test_version_and_help(tmp_path, checkpoint, monkeypatch, capsys):
+    assert run("--version", tmp_path, checkpoint, monkeypatch, capsys) == (0, f"anygpt {__version__}\n", "")
+    for command in ("generate", "chat", "encode", "decode", "demo"):
+        code, output, _ = run(f"{command} --help", tmp_path, checkpoint, monkeypatch, capsys)
+        assert code == 0 and "--model" in output
+
+
+def test_incomplete_checkpoint(files, checkpoint, monkeypatch, capsys):
+    """Weights cut short, as by an interrupted download."""
+    copy = files / "copy"
+    shutil.copytree(checkpoint, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, error = run("generate --json --model copy --to text hello", files, checkpoint, monkeypatch, capsys)
+    assert code == 2 and len(error.strip().splitlines()) == 1 and "copy" in error
