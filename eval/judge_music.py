@@ -1,11 +1,11 @@
 """Judges of tunes: what a clip of the tiny world plays, and how much of it a music codec keeps.
 
-    python eval/judge_music.py --sound-font TimGM6mb.sf2 --codec modeling_anygpt/pretrained/anygpt_tiny/music_codec --clips 72
+    python eval/judge_music.py --sound-font TimGM6mb.sf2 --codec modeling_anygpt/pretrained/anygpt_tiny/music_codec
 
-- Notes: basic-pitch (Bittner et al. 2022, Spotify; weights inside its wheel), settings chosen once on original renders.
+- Notes: basic-pitch (Bittner et al. 2022, Spotify; weights inside its wheel), settings chosen once on originals.
 - Mode and contour follow from these notes; tempo from librosa's onset detector.
-- Instrument: a logistic regression on librosa's MFCC statistics. This one is fitted by us, on original renders of training
-  captions only; it never sees the output of a codec or of a language model.
+- Instrument: a logistic regression on librosa's MFCC statistics. This one is fitted by us, on original
+  renders of training captions only; it never sees the output of a codec or of a language model.
 
 Needs basic-pitch with onnxruntime, librosa and scikit-learn, and tinysoundfont for the originals.
 """
@@ -26,11 +26,9 @@ import librosa
 import numpy as np
 import soundfile
 
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
-
 
 Note = tuple[float, float, int]  # onset s, offset s, MIDI pitch
 
@@ -72,7 +70,7 @@ def notes(audio: np.ndarray, sampling_rate: int) -> list[Note]:
 
 
 def note_f1(reference: list[Note], estimate: list[Note], tolerance: float = 0.05) -> float:
-    """F1 of notes with equal pitch and onsets within `tolerance` s, one to one (mir_eval's note onset score). 0 to 1."""
+    """F1 of notes with equal pitch and onsets within `tolerance` s, one to one (as mir_eval counts). 0 to 1."""
     free = sorted(estimate)
     hits = 0
     for onset, _, pitch in sorted(reference):
@@ -93,7 +91,7 @@ def tempo(audio: np.ndarray, sampling_rate: int) -> str | None:
 
 
 def mode(heard: list[Note]) -> str | None:
-    """Happy (major) or sad (minor) by thirds, sixths and sevenths above the first note; None without any or on a tie."""
+    """Happy (major) or sad (minor) by thirds, sixths and sevenths above the first note; None on a tie."""
     if not heard:
         return None
     intervals = [(pitch - heard[0][2]) % 12 for _, _, pitch in heard]
@@ -102,7 +100,7 @@ def mode(heard: list[Note]) -> str | None:
 
 
 def contour(heard: list[Note]) -> str | None:
-    """Up or down if the last note lies half an octave above or below the first, else up and down; None without notes."""
+    """Up or down if the last note lies half an octave above or below the first; None without notes."""
     if not heard:
         return None
     rise = heard[-1][2] - heard[0][2]
@@ -130,8 +128,11 @@ class InstrumentJudge:
 
     @staticmethod
     def features(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """[60]: means and deviations of 20 MFCC, mean size of their change. The first one, loudness, has no mean."""
-        mfcc = librosa.feature.mfcc(y=audio, sr=sampling_rate, n_mfcc=20, hop_length=256)
+        """[60]: means and deviations of 20 MFCC, mean size of their change. The first one, loudness, has no mean.
+
+        What lies 50 dB under the loudest sound counts as silence: nobody hears it, but MFCC would."""
+        mel = librosa.feature.melspectrogram(y=audio, sr=sampling_rate, hop_length=256)
+        mfcc = librosa.feature.mfcc(S=librosa.power_to_db(mel, ref=np.max, top_db=50), n_mfcc=20)
         mean = mfcc.mean(1)
         mean[0] = 0
         return np.concatenate([mean, mfcc.std(1), np.abs(np.diff(mfcc)).mean(1)])

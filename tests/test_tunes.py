@@ -1,4 +1,4 @@
-"""The tunes of the tiny world: melodies fit their captions; rendering needs a sound font and is skipped without one."""
+"""The tunes of the tiny world: melodies fit their captions, renders play the notes (skipped without a sound font)."""
 
 import random
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from processing_anygpt.tiny_world import language, tunes
-
 
 SOUND_FONT = Path("/usr/share/sounds/sf2/TimGM6mb.sf2")
 ALL = [

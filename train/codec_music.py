@@ -3,10 +3,10 @@
     python train/make_music_data.py --sound-font TimGM6mb.sf2 --clips 2400 --out data/music
     python train/codec_music.py --data data/music --out music_codec --minutes 15 --device cpu
 
-A plain regression of log magnitudes. The first steps run without the quantiser; then the codebooks start from data, follow
-moving averages of what they code, and codes that nothing uses any more are moved onto current data. Stops after
---minutes or --steps, whichever is first; with --resume it goes on from OUT/training.safetensors (the learning rate follows the
-whole plan). OUT becomes a `from_pretrained` folder with float16 weights on disk.
+A plain regression of log magnitudes. The first steps run without the quantiser; then the codebooks start from data,
+follow moving averages of what they code, and codes that nothing uses any more are moved onto current data. Stops
+after --minutes or --steps, whichever is first; with --resume it goes on from OUT/training.safetensors towards the same
+or a larger number. OUT becomes a `from_pretrained` folder with float16 weights on disk.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
@@ -143,7 +142,7 @@ def main() -> None:
     began, saved_at, recent = time.time() - before, time.time(), []
 
     def batch(size: int) -> torch.Tensor:
-        """Crops [size, length]; some softer than the renders. Half start on the notes' 40 ms grid as whole clips do."""
+        """Crops [size, length], some softer than the renders. Most start on the 40 ms grid as whole clips do."""
         clip = torch.randint(len(clips), (size, 1), device=args.device)
         start = torch.randint(clips.shape[1] - length, (size, 1), device=args.device)
         aligned = torch.rand(size, 1, device=args.device) < 0.8
@@ -181,8 +180,8 @@ def main() -> None:
         if step % 50 == 0:
             used = codes.transpose(0, 1).flatten(1) if step > args.warm_steps else []
             print(
-                f"step {step}, {time.time() - began:.0f} s: loss {np.mean(recent):.4f}, commitment {commitment.item():.3f}, "
-                f"codes used in a batch {[len(c.unique()) for c in used]}",
+                f"step {step}, {time.time() - began:.0f} s: loss {np.mean(recent):.4f}, "
+                f"commitment {commitment.item():.3f}, codes used in a batch {[len(c.unique()) for c in used]}",
                 flush=True,
             )
             recent = []

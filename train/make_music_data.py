@@ -1,13 +1,17 @@
-"""Render tunes of the tiny world for the music codec.
+"""Render tunes of the tiny world: clips to train the music codec on, or codes to train a language model on.
 
     python train/make_music_data.py --sound-font TimGM6mb.sf2 --clips 2400 --out data/music
+    python train/make_music_data.py --sound-font TimGM6mb.sf2 --clips 6000 --out data/music --codec music_codec
 
-Writes OUT/clips_000.npy ... int16 [N, 80000], 5 s clips at 16 kHz, up to 300 (48 MB) in a file. Captions are those of the
-training side of the split (`language.is_held_out`), so that the codec has not heard the held-out combinations either.
+The first writes OUT/clips_000.npy ... int16 [N, 80000], 5 s clips at 16 kHz, up to 300 (48 MB) in a file. Captions are
+those of the training side of the split (`language.is_held_out`): the codec has not heard the held-out combinations.
+The second writes OUT/codes_train.npz (`codes` uint16 [N, 2, 125], `caption` [N]), OUT/codes_heldout.npz, the same for
+200 clips of held-out captions, and OUT/notes_heldout.json, the notes [[onset s, offset s, pitch], ...] of each.
 Needs tinysoundfont (pip install tinysoundfont) and a General MIDI sound font (Debian: timgm6mb-soundfont).
 """
 
 import argparse
+import json
 import os
 import random
 import sys
@@ -15,20 +19,64 @@ from pathlib import Path
 
 import numpy as np
 
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
 
-
 CLIPS_PER_FILE = 300
 
 
-def render_clip(rng: random.Random, sound_font: str) -> np.ndarray:
-    """One random clip, int16 [80000]."""
-    tune = language.parse_tune(language.sample("tune", rng))
-    audio = tunes.render(tunes.notes(tune, rng), tune.instrument, sound_font)
-    return np.round(audio * 32767).astype(np.int16)
+HELD_OUT_CLIPS = 200
+
+
+def render_clip(rng: random.Random, sound_font: str, held_out: bool = False) -> tuple[np.ndarray, str, list]:
+    """One random clip: float32 [80000], its caption, its notes."""
+    caption = language.sample("tune", rng, held_out)
+    tune = language.parse_tune(caption)
+    notes = tunes.notes(tune, rng)
+    return tunes.render(notes, tune.instrument, sound_font), caption, notes
+
+
+def replace(path: Path, write) -> None:
+    """Write a file under a temporary name, then rename it."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
+
+
+def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
+    for first in range(0, args.clips, CLIPS_PER_FILE):
+        count = min(CLIPS_PER_FILE, args.clips - first)
+        clips = np.stack([render_clip(rng, args.sound_font)[0] for _ in range(count)])
+        path = args.out / f"clips_{first // CLIPS_PER_FILE:03d}.npy"
+        replace(path, lambda file: np.save(file, np.round(clips * 32767).astype(np.int16)))
+        print(f"{path}: {count} clips", flush=True)
+
+
+def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
+    import torch
+
+    from modeling_anygpt.codecs.spectral import SpectralCodecModel
+
+    torch.set_num_threads(1)
+    codec = SpectralCodecModel.from_pretrained(args.codec).eval()
+    for name, count, held_out in (("heldout", HELD_OUT_CLIPS, True), ("train", args.clips, False)):
+        codes, captions, scores = [], [], []
+        for _ in range(count):
+            audio, caption, notes = render_clip(rng, args.sound_font, held_out)
+            with torch.inference_mode():
+                codes.append(codec.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.uint16))
+            captions.append(caption)
+            scores.append(notes)
+        arrays = {"codes": np.stack(codes), "caption": np.array(captions)}
+        replace(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
+        if held_out:
+            replace(args.out / "notes_heldout.json", lambda file: file.write(json.dumps(scores).encode()))
+        print(
+            f"{name}: {count} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -36,19 +84,13 @@ def main() -> None:
     parser.add_argument("--sound-font", required=True)
     parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--codec", help="folder of a music codec: write its codes instead of clips")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(args.seed)
-    for first in range(0, args.clips, CLIPS_PER_FILE):
-        count = min(CLIPS_PER_FILE, args.clips - first)
-        path = args.out / f"clips_{first // CLIPS_PER_FILE:03d}.npy"
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, np.stack([render_clip(rng, args.sound_font) for _ in range(count)]))
-        os.replace(temporary, path)
-        print(f"{path}: {count} clips", flush=True)
+    write = write_codes if args.codec else write_clips
+    write(args, random.Random(args.seed))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ vector quantiser turn 40 ms of them into two codes, and a second network regress
 found when decoding: peaks run on at their own frequency (single pass spectrogram inversion: Beauregard, Harish & Wyse
 2015), then fast Griffin-Lim (Perraudin, Balazs & Søndergaard 2013) makes overlapping frames agree. Nothing is random.
 
-B batch, K codebooks, T' code frames, T = T' * hop_length * stack spectral frames times samples, F = n_fft / 2 + 1 bins.
+B batch, K codebooks, D codebook_dim, T' code frames, T' * stack spectral frames, T = T' * stack * hop_length samples,
+F = n_fft / 2 + 1 frequency bins.
 """
 
 import torch
@@ -154,7 +155,7 @@ class SpectralCodecModel(PreTrainedModel):
         """Waveforms to codes.
 
         Args:
-            values: float [B, T] mono in [-1, 1] at `config.sampling_rate`, T >= 1. The last code frame is filled up with zeros.
+            values: float [B, T] mono in [-1, 1] at `config.sampling_rate`, T >= 1. Zeros fill up the last code frame.
 
         Returns:
             int64 codes [B, K, T'], T' = ceil(T / samples_per_frame).
@@ -276,7 +277,3 @@ class SpectralCodecModel(PreTrainedModel):
         phase = (frequency.double() * self.config.hop_length).cumsum(1)
         # Neighbouring bins of one peak alternate in sign, since the window starts at the frame's left edge.
         return (phase + torch.pi * (index % 2)).remainder(2 * torch.pi).float()
-
-
-SpectralCodecModel.register_for_auto_class("AutoModel")
-SpectralCodecConfig.register_for_auto_class()

@@ -1,8 +1,8 @@
 """Tunes of anygpt-tiny's world: monophonic, 5 s, six General MIDI instruments.
 
-A `language.Tune` holds what a caption says (instrument, tempo, mode, contour); `notes` draws one of the many melodies that
-fit it; `render` plays the notes through a sound font. Only `render` needs a package beyond numpy's and Python's own
-(tinysoundfont) and a sound font file, for example TimGM6mb.sf2 of Debian's `timgm6mb-soundfont`.
+A `language.Tune` holds what a caption says (instrument, tempo, mode, contour); `notes` draws one of the many melodies
+that fit it; `render` plays the notes through a sound font. Only `render` needs a package beyond numpy and Python
+(tinysoundfont) and a sound font, for example TimGM6mb.sf2 of Debian's `timgm6mb-soundfont`.
 
 Every melody starts and ends on the tonic, stays inside one octave and touches the third and the sixth, the degrees
 in which major and natural minor differ, so that its mode can be heard.
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from .language import Tune
-
 
 SECONDS = 5.0
 SAMPLING_RATE = 16000  # Hz
@@ -127,7 +126,7 @@ def render(
 
 @lru_cache(maxsize=1)
 def _synth(sound_font: str, sampling_rate: int):
-    """A synthesiser with the font loaded (50 ms, thirty times as long as playing a tune), and the font's number in it."""
+    """A synthesiser with the font loaded (50 ms, far longer than playing a tune takes), and the font's number."""
     try:
         import tinysoundfont
     except ImportError as error:
