@@ -1,9 +1,9 @@
 """Train the image codec: python train/codec_image.py --data data/images/pictures_train.npz --out image_codec
 
-A stock transformers `JanusVQVAE` (VQ-GAN's convolutional autoencoder, Esser et al. 2021, without the adversary):
-64x64 px to an 8x8 grid of codes of 512. Its `decode` normalises codebook rows to length 1 and its `encode` takes the
-nearest row, so training keeps the rows on the unit sphere, where nearest means the smallest angle (Yu et al. 2022,
-arXiv:2110.04627).
+A stock diffusers `VQModel` (VQ-GAN's convolutional autoencoder, Esser et al. 2021, without the adversary): 64x64 px
+to an 8x8 grid of codes of 512. The codebook rows stay on the unit sphere, where nearest means the smallest angle
+(Yu et al. 2022, arXiv:2110.04627). Not one of transformers' image VQs: all of them normalise in 32 fixed groups, which
+at a width of 32 is each channel by itself, and a picture with one thing in it then loses its colour.
 
 A codebook collapses if it is left alone: a few codes take everything. So the autoencoder first runs without one; then
 the rows are drawn from its latents, follow them by moving averages (van den Oord et al. 2017, appendix), and rows that
@@ -11,7 +11,6 @@ nothing chose for long are moved to where the error is largest. Data: an npz wit
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -19,25 +18,29 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import VQModel
 from safetensors.torch import load_file, save_file
-from transformers import JanusVQVAE, JanusVQVAEConfig
 
 DECAY = 0.98  # of the moving averages of the codebook, per step
 DEAD = 0.02  # a row used less often than this per step is moved
 COMMITMENT = 0.25
 
 
-def build(args: argparse.Namespace) -> JanusVQVAE:
-    config = JanusVQVAEConfig(
-        embed_dim=args.embed_dim,
-        num_embeddings=512,
-        latent_channels=64,
-        base_channels=32,  # the least that its GroupNorm of 32 groups allows
-        channel_multiplier=[1, 1, 1, 4],  # three halvings: 64 px -> 8x8; width where it is cheap
-        num_res_blocks=0,  # none on the encoder's way down, one per level in the decoder
-        num_patches=8,
+def build(args: argparse.Namespace) -> VQModel:
+    model = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 4,  # three halvings: 64 px -> 8x8
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=args.embed_dim,
+        vq_embed_dim=args.embed_dim,
+        num_vq_embeddings=512,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,  # decode(codes, force_not_quantize=True, shape=...) takes codes
+        sample_size=64,
     )
-    return JanusVQVAE(config).to(args.device).train()
+    return model.to(args.device).train()
 
 
 class Codebook:
@@ -85,19 +88,19 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     return args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * step / args.steps)))
 
 
-def save_state(folder: Path, model: JanusVQVAE, optimiser: torch.optim.Adam, book: Codebook, step: int) -> None:
+def save_state(folder: Path, model: VQModel, optimiser: torch.optim.Adam, book: Codebook, step: int) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {"book.count": book.count, "book.total": book.total}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "state.tmp", metadata={"step": json.dumps(step)})
+    save_file(tensors, folder / "state.tmp")
     os.replace(folder / "state.tmp", folder / "state.safetensors")
     (folder / "step.tmp").write_text(str(step))
     os.replace(folder / "step.tmp", folder / "step.txt")
 
 
-def load_state(folder: Path, model: JanusVQVAE, optimiser: torch.optim.Adam, book: Codebook) -> int:
+def load_state(folder: Path, model: VQModel, optimiser: torch.optim.Adam, book: Codebook) -> int:
     tensors = load_file(folder / "state.safetensors")
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     book.count.copy_(tensors["book.count"])
@@ -161,14 +164,11 @@ def train(args: argparse.Namespace) -> None:
             export(model, args.out)
 
 
-def export(model: JanusVQVAE, folder: Path) -> None:
-    """Weights as float16 on disk; the config says float32, so that from_pretrained gives float32 again."""
-    stored = JanusVQVAE(model.config).to(torch.float16)
+def export(model: VQModel, folder: Path) -> None:
+    """Weights as float16 on disk; diffusers' from_pretrained gives float32 unless it is told otherwise."""
+    stored = VQModel.from_config(model.config)
     stored.load_state_dict(model.state_dict())
-    stored.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    stored.half().save_pretrained(folder)
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ Two steps, each a few minutes on one core:
     python train/data_image.py pictures --out data/images/pictures_train.npz   # what codec_image.py learns from
     python train/data_image.py codes --codec <folder> --out data/images        # what the language model reads
 
-`pictures`: half are scenes with captions from the training side of the split; most others are crowded with things at
-random places (white paper teaches a codec little); one in twelve is no scene at all.
+`pictures`: half are scenes with captions from the training side of the split, half are crowded with things at random
+places (white paper teaches a codec little).
 `codes`: codes_train.npz (`codes` uint16 [N, 64], `caption`) and codes_heldout.npz (held-out captions; `kind` too).
 """
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,21 +36,8 @@ def crowded(rng: random.Random) -> Image.Image:
     return picture
 
 
-def other(rng: random.Random) -> Image.Image:
-    """A gradient with a few rectangles: no scene, so that the codec is not helpless with other pictures."""
-    corners = np.array([[rng.randint(0, 255) for _ in range(3)] for _ in range(4)], dtype=np.uint8).reshape(2, 2, 3)
-    picture = Image.fromarray(corners).resize((pictures.IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
-    for _ in range(rng.randint(0, 4)):
-        x, y, w, h = rng.randint(-8, 60), rng.randint(-8, 60), rng.randint(4, 40), rng.randint(4, 40)
-        ImageDraw.Draw(picture).rectangle((x, y, x + w, y + h), fill=tuple(rng.randint(0, 255) for _ in range(3)))
-    return picture
-
-
 def training_picture(rng: random.Random) -> Image.Image:
-    luck = rng.random()
-    if luck < 1 / 12:
-        return other(rng)
-    if luck < 1 / 2:
+    if rng.random() < 0.5:
         return crowded(rng)
     return pictures.draw(language.parse_scene(language.sample("picture", rng)), rng)
 
@@ -70,10 +57,10 @@ def make_pictures(args: argparse.Namespace) -> None:
 
 def make_codes(args: argparse.Namespace) -> None:
     import torch
-    from transformers import JanusVQVAE
+    from diffusers import VQModel
 
     torch.set_num_threads(args.threads)
-    codec = JanusVQVAE.from_pretrained(args.codec).eval()
+    codec = VQModel.from_pretrained(args.codec).eval()
 
     def encode(captions: list[str], rng: random.Random) -> np.ndarray:  # uint16 [N, 64]
         codes = []
@@ -82,7 +69,7 @@ def make_codes(args: argparse.Namespace) -> None:
             values = np.stack([np.asarray(pictures.draw(scene, rng)) for scene in scenes])  # [B, 64, 64, 3]
             values = torch.from_numpy(values).permute(0, 3, 1, 2).float() / 127.5 - 1
             with torch.inference_mode():
-                codes.append(codec.encode(values).image_tokens.view(len(scenes), -1))
+                codes.append(codec.quantize(codec.encode(values).latents)[2][2].view(len(scenes), -1))
         return torch.cat(codes).numpy().astype(np.uint16)
 
     rng = random.Random(args.seed + 1)

@@ -44,7 +44,7 @@ _HALF = 16  # px; a stencil is 33x33 px around the centre of the thing
 _INK = 62  # of 255: half covered with the weakest ink, pink, which lacks 125 in its weakest channel
 _STRAY_INK = 24  # px in all that may lie outside the things (specks of a codec)
 _SPECK = 12  # px; smaller patches are specks, the smallest thing covers some 50
-_MIN_OVERLAP = 0.72
+_MIN_OVERLAP = 0.78
 _MIN_LEAD = 0.02  # over the next shape; the likest two, circle and square, are 0.13 apart
 _MAX_COLOUR_DISTANCE = 60.0  # of 255 per channel, Euclidean; palette colours are at least 98 apart
 
@@ -211,16 +211,16 @@ def _read_thing(darkness: np.ndarray, mask: np.ndarray) -> tuple[Thing, float, f
     weights = coverage[mask]
     x, y = (columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()
 
-    padded = np.pad(coverage, 2 * _HALF)
+    # windows[y, x] is the 33x33 px around pixel (y, x)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(coverage, _HALF), (2 * _HALF + 1,) * 2)
     overlaps: dict[tuple[str, str], tuple[float, int, int]] = {}  # the best place of each size and shape
     for size, shape, reference, dx, dy in _references():
-        for cx in (round(x - dx) + s for s in (-1, 0, 1)):
-            for cy in (round(y - dy) + s for s in (-1, 0, 1)):
-                window = padded[cy + _HALF : cy + 3 * _HALF + 1, cx + _HALF : cx + 3 * _HALF + 1]
-                # Ink outside the window counts against the match too: the union is taken over the whole patch.
-                both = np.minimum(window, reference).sum()
-                overlap = both / (coverage.sum() + reference.sum() - both)
-                overlaps[size, shape] = max(overlaps.get((size, shape), (0.0, 0, 0)), (float(overlap), cx, cy))
+        top, left = (min(max(round(c) - 1, 0), IMAGE_SIZE - 3) for c in (y - dy, x - dx))
+        both = np.minimum(windows[top : top + 3, left : left + 3], reference).sum(axis=(2, 3))  # [<=3, <=3] places
+        # Ink outside the window counts against the match too: the union is taken over the whole patch.
+        overlap = both / (coverage.sum() + reference.sum() - both)
+        row, column = np.unravel_index(overlap.argmax(), overlap.shape)
+        overlaps[size, shape] = (float(overlap.max()), left + int(column), top + int(row))
     (size, shape), (overlap, cx, cy) = max(overlaps.items(), key=lambda item: item[1])
     if overlap < _MIN_OVERLAP:
         raise UnreadablePicture(
