@@ -1,0 +1,41 @@
+"""Put the trained language model beside its codecs: the folder that `from_pretrained` and the command line load.
+
+  python train/assemble_tiny.py --lm runs/sft --tokenizer data/tiny/model --out modeling_anygpt/pretrained/anygpt_tiny
+
+The codecs' trainers write their own subfolders of OUT (image_codec, speech_codec, soundstorm, music_codec). The sampling
+presets of `configs/tiny_generation.yaml` become generation_config.json.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
+from processing_anygpt import AnyGPTProcessor
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lm", required=True, help="output folder of train/lm.py")
+    parser.add_argument("--tokenizer", required=True, help="model folder of make_tiny_data.py")
+    parser.add_argument("--presets", type=Path, default=Path(__file__).parent / "configs/tiny_generation.yaml")
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args()
+    model = AutoModelForCausalLM.from_pretrained(args.lm, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **yaml.safe_load(args.presets.read_text()),
+    )
+    model.save_pretrained(args.out)
+    rows = [spec.to_dict() for spec in model.config.modalities]
+    AnyGPTProcessor(tokenizer, rows).save_pretrained(args.out)
+    print(f"{args.out}: {sum(f.stat().st_size for f in Path(args.out).rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

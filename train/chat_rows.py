@@ -1,0 +1,105 @@
+"""Conversations for instruction tuning: typed or spoken requests, with or without media, answered in any modality.
+
+Part of make_tiny_data.py's `chat` step. A spoken request is answered with its transcript first (`<-Ins-> ... <-Res->`),
+so that hearing and doing, both learned in alignment, are chained and not learned anew.
+"""
+
+import random
+from collections import defaultdict
+
+import numpy as np
+from make_tiny_data import Rows, block, load_items, load_speech, turn, voice_window
+from transformers import AutoModel
+
+from processing_anygpt import codec_io
+from processing_anygpt.tiny_world import language, pictures, voices
+
+
+SAYINGS = {"train": 120, "heldout": 8}  # replies to speak for each voice
+
+
+def chat_rows(rows: Rows, args, split: str, rng: random.Random):
+    speech = [item for item in load_speech(args.speech, split) if item[1] in voices.TRAINING_VOICES]
+    utterances = defaultdict(list)  # text -> [(voice, codes)]
+    by_voice = defaultdict(list)
+    for text, voice, codes in speech:
+        utterances[text].append((voice, codes))
+        by_voice[voice].append(codes)
+    pictures_of = defaultdict(list)
+    for caption, codes in load_items(args.images, split):
+        pictures_of[caption].append(codes)
+    tunes_of = defaultdict(list)
+    for caption, codes in load_items(args.music, split):
+        tunes_of[caption].append(codes)
+    spoken_captions = [text for text in utterances if language.core(text).startswith("a ")]
+    draw_missing(pictures_of, {language.core(t) for t in spoken_captions}, args.codecs / "image_codec", rng)
+
+    spoken_draw, spoken_play, look, listen = [], [], [], []
+    for text in spoken_captions:
+        caption = language.core(text)
+        modality, known, made, seen = (
+            ("music", tunes_of, spoken_play, listen) if " tune on " in caption
+            else ("image", pictures_of, spoken_draw, look)
+        )  # fmt: skip
+        if not known[caption]:
+            continue
+        for voice, codes in utterances[text]:
+            item = block(modality, rng.choice(known[caption]))
+            if text != caption:  # a request: hear it, then draw or play it
+                made.append(turn([block("speech", codes)], [transcript(text), item]))
+            else:  # a caption: the spoken answer to a question about the item
+                question = rng.choice(language.RULES["look" if modality == "image" else "listen"])
+                asked = [c for v, c in utterances[question] if v == voice]
+                reply = [caption, block("speech", codes)]
+                if asked and rng.random() < 0.7:
+                    seen.append(turn([item, block("speech", rng.choice(asked))], [transcript(question), *reply]))
+                else:
+                    seen.append(turn([item, f"{question} answer aloud"], reply))
+    rows.write("spoken_draw", split, spoken_draw)
+    rows.write("spoken_play", split, spoken_play)
+    rows.write("look", split, look)
+    rows.write("listen", split, listen)
+    rows.write("spoken_say", split, sayings(utterances, by_voice, args, split, rng))
+    rows.write("questions", split, small_talk(utterances, by_voice, rng))
+
+
+def transcript(text: str) -> dict:
+    return {"type": "transcript", "text": text}
+
+
+def draw_missing(pictures_of: dict, captions: set[str], folder, rng: random.Random):
+    """Pictures for the captions that were spoken but are not in the picture codes."""
+    captions = sorted(c for c in captions if " tune on " not in c and c not in pictures_of)
+    codec = AutoModel.from_pretrained(folder).eval()
+    images = [pictures.draw(language.parse_scene(caption), rng) for caption in captions]
+    values = [np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in images]
+    for caption, codes in zip(captions, codec_io.encode(codec, values), strict=True):
+        pictures_of[caption].append(codes[0])
+
+
+def sayings(utterances: dict, by_voice: dict, args, split: str, rng: random.Random):
+    """Requests "say X", answered with X in the voice that asks."""
+    codec = AutoModel.from_pretrained(args.codecs / "speech_codec").eval()
+    for voice in by_voice:
+        asked = [(t, c) for t, said in utterances.items() if t.startswith("say ") for v, c in said if v == voice]
+        asked = rng.sample(asked, min(len(asked), SAYINGS[split]))
+        waves = [voices.say(language.core(text), voice, 1.1) for text, _ in asked]
+        waves = [np.pad(wave, (0, -len(wave) % 1600)) for wave in waves]  # few lengths, so that batches form
+        for (text, codes), reply in zip(asked, codec_io.encode(codec, waves), strict=True):
+            answer = [language.core(text), block("speech", reply[0])]
+            yield turn([block("speech", codes)], [transcript(text), *answer])
+
+
+def small_talk(utterances: dict, by_voice: dict, rng: random.Random):
+    """Greetings and questions, typed or spoken, answered in text or aloud in the same voice."""
+    for question, answer in language.ANSWERS.items():
+        said = defaultdict(list)
+        for voice, codes in utterances[answer]:
+            said[voice].append(codes)
+        for voice, codes in utterances[question]:
+            if said[voice]:
+                reply = block("speech", rng.choice(said[voice]))
+                yield turn([block("speech", codes)], [transcript(question), answer, reply])
+                yield turn([block("speech", voice_window(voice, by_voice, rng)), f"{question} answer aloud"],
+                           [answer, reply])  # fmt: skip
+        yield turn([question], [answer])
