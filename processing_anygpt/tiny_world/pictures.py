@@ -192,7 +192,9 @@ def _references() -> list[tuple[str, str, np.ndarray, float, float]]:
 
 def _read_thing(darkness: np.ndarray, mask: np.ndarray) -> tuple[Thing, float, float]:
     """The thing under a patch of ink and its centre (x, y) in px."""
-    ink = np.median(darkness[mask], axis=0)  # [3]; the median ignores the half covered rim
+    inks = darkness[mask]  # [N, 3]
+    strength = np.linalg.norm(inks, axis=1)
+    ink = np.median(inks[strength >= np.median(strength)], axis=0)  # [3]; the stronger half leaves out the thin rim
     colour, distance = min(
         ((name, float(np.linalg.norm(255.0 - ink - value))) for name, value in PALETTE.items()),
         key=lambda pair: pair[1],
