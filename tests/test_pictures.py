@@ -1,6 +1,7 @@
 """The tiny world's renderer and its pixel judge."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +155,13 @@ def test_unknown_words_are_named():
         draw(Scene((Thing("huge", "red", "circle"),)), random.Random(0))
     with pytest.raises(ValueError, match="Unknown shape 'moon'. Known: circle"):
         draw(Scene((Thing("big", "red", "moon"),)), random.Random(0))
+
+
+def test_the_example_pictures_show_held_out_scenes():
+    folder = Path(__file__).parents[1] / "examples"
+    for name in ("single", "pair", "row"):
+        with Image.open(folder / f"picture_{name}.png") as picture:
+            assert picture.size == (256, 256)
+            assert language.is_held_out(language.scene_caption(recognise(picture)))
+    with Image.open(folder / "photo.jpg") as photo, pytest.raises(UnreadablePicture):
+        recognise(photo)
