@@ -1,6 +1,6 @@
 """Make the example pictures again: python examples/make_pictures.py
 
-The scenes are combinations that no training data has; photo.jpg is no scene at all, for trying what the model can't do.
+The scenes are combinations that no training data has; photo.jpg is no scene at all, to try what the model can't do.
 """
 
 import argparse
