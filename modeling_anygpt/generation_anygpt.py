@@ -85,6 +85,7 @@ class ModalityGrammar(LogitsProcessor):
         max_length: tokens of prompt and reply together, the budget everything must be closed in.
         prompt_length: tokens of the (padded) prompt; items completed after it count as written.
         device: where the logits live.
+        presets: applied to what is left of the logits, or None.
     """
 
     supports_continuous_batching = False  # needs all ids of a row, continuous batching passes the last one only
@@ -97,6 +98,7 @@ class ModalityGrammar(LogitsProcessor):
         max_length: int,
         prompt_length: int = 0,
         device: torch.device | str = "cpu",
+        presets: "ModalityPresets | None" = None,
     ):
         specs = [spec for spec in config.modalities if spec.first_code_id is not None]
         size = config.vocab_size
@@ -106,7 +108,7 @@ class ModalityGrammar(LogitsProcessor):
                 f"The modality table uses token id {highest}, but the model has {size} embedding rows. Call "
                 "`model.resize_token_embeddings(len(tokenizer))`."
             )
-        self.specs, self.request = specs, request
+        self.specs, self.request, self.presets = specs, request, presets
         self.max_length, self.prompt_length = max_length, prompt_length
         self.allowed = [spec.name in request.allowed for spec in specs]
         self.required = [spec.name in request.required for spec in specs]
@@ -117,10 +119,6 @@ class ModalityGrammar(LogitsProcessor):
         def tensor(values, dtype=torch.long):
             return torch.tensor(values, dtype=dtype, device=device)
 
-        # Per modality, with row 0 for text.
-        self.codebooks = tensor([1, *(spec.num_codebooks for spec in specs)])
-        self.min_codes = tensor([0, *(spec.min_frames * spec.num_codebooks for spec in specs)])
-        self.max_codes = tensor([NO_LIMIT, *((spec.max_frames or NO_LIMIT) * spec.num_codebooks for spec in specs)])
         self.allowed_mask, self.required_mask = tensor(self.allowed, torch.bool), tensor(self.required, torch.bool)
         self.some_required = any(self.required)
         self.cost = tensor(self.shortest)
@@ -128,24 +126,31 @@ class ModalityGrammar(LogitsProcessor):
         cheapest = min(cheapest, key=lambda i: self.shortest[i], default=-1)
         self.cheapest_mask = tensor([i == cheapest for i in range(len(specs))], torch.bool)
         self.numbers = torch.arange(1, len(specs) + 1, device=device)
-        self.none_missing, self.nothing = torch.zeros_like(self.required_mask), tensor([0])
 
-        # Per vocabulary row.
+        # What each vocabulary row is, and rows of what is legal: text, nothing, and per modality its codes by
+        # codebook, the codes of a new frame or the end, and the end alone.
         is_code = torch.zeros(size, dtype=torch.bool)
         opens = torch.zeros(size, dtype=torch.long)
         text = torch.ones(size, dtype=torch.bool)
-        legal = []  # one row per (modality, codebook), after the text row and the empty row
-        first_row = [0]
+        legal = [text, torch.zeros_like(text)]
+        columns = [(1, 0, NO_LIMIT, 0, 0, 0)]
         for index, spec in enumerate(specs):
+            books, first = spec.num_codebooks, len(legal)
             opens[spec.start_token_id] = index + 1
-            first_row.append(2 + len(legal))
-            for codebook in range(spec.num_codebooks):
+            for codebook in range(books):
                 row = torch.zeros(size, dtype=torch.bool)
                 start = spec.token_id(0, codebook)
                 row[start : start + spec.codebook_size] = True
                 is_code |= row
                 legal.append(row)
+            end = torch.zeros(size, dtype=torch.bool)
+            end[spec.end_token_id] = True
+            legal += [legal[first] | end, end]
             text[[spec.start_token_id, spec.end_token_id]] = False
+            longest = (spec.max_frames or NO_LIMIT) * books
+            columns.append((books, spec.min_frames * books, longest, first, first + books, first + books + 1))
+        # Per modality, text first: codebooks, fewest and most codes, and the places of its rows above.
+        self.columns = tensor(columns)
         text &= ~is_code
         structural = [config.human_token_id, config.assistant_token_id, config.eoh_token_id, config.pad_token_id]
         structural += [config.text_config.bos_token_id, config.instruction_token_id, config.response_token_id]
@@ -155,12 +160,11 @@ class ModalityGrammar(LogitsProcessor):
             spaces[torch.tensor(config.space_token_ids, dtype=torch.long)] = True
             text &= spaces
         self.is_code, self.opens = is_code.to(device), opens.to(device)
-        self.illegal = ~torch.stack([text, torch.zeros_like(text), *legal]).to(device)  # [rows, V]
-        self.first_row = tensor(first_row)
+        self.illegal = ~torch.stack(legal).to(device)  # [rows, V]
 
-        # Tokens whose legality is computed at every step: starts, ends, <eos>, and the two marks of a transcript.
+        # Tokens of the text state whose legality changes: starts, <eos>, and the two marks of a transcript.
         self.eos_count = len(eos_token_ids)
-        dynamic = [spec.start_token_id for spec in specs] + [spec.end_token_id for spec in specs] + list(eos_token_ids)
+        dynamic = [spec.start_token_id for spec in specs] + list(eos_token_ids)
         self.transcripts = request.text and None not in (config.instruction_token_id, config.response_token_id)
         if self.transcripts:
             dynamic += [config.instruction_token_id, config.response_token_id]
@@ -182,47 +186,54 @@ class ModalityGrammar(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """ids [B, L] and logits [B, V] of the next token -> logits with -inf at illegal tokens."""
-        new = input_ids.shape[1] - self.prompt_length
         remaining = self.max_length - input_ids.shape[1]  # tokens still to come, this one included
         if input_ids.shape[1] == 0:
             input_ids = pad(input_ids, (1, 0), value=self.neutral_id)
         modality, written = self.position(input_ids)
-        current = self.numbers == modality[:, None]  # [B, M]
-        inside, text = modality > 0, modality == 0
-        done, missing, owed = self._owed(input_ids, current, text)
+        text = modality == 0
+        done, missing, owed = self._owed(input_ids, modality, text)
 
         # Inside an item. A further code must leave room for its frame, the end token, <eos> and what is owed.
-        books, shortest = self.codebooks[modality], self.min_codes[modality]
+        books, shortest, longest, code_row, either_row, end_row = self.columns[modality].unbind(1)
         place = written % books
-        closed = torch.maximum(shortest, written - place + books)  # codes at the next chance to end
-        can_end = inside & (place == 0) & (written >= shortest)
-        must_end = can_end & ((written >= self.max_codes[modality]) | (closed - written + 2 + owed > remaining))
-        row = self.first_row[modality] + place * inside
+        can_end = (place == 0) & (written >= shortest)
+        closed = torch.maximum(shortest, written + books)  # codes at the next chance to end
+        must_end = (written >= longest) | (closed - written + 2 + owed > remaining)
+        row = torch.where(can_end, torch.where(must_end, end_row, either_row), code_row + place)  # 0 in text
 
-        # In text. `pressed`: only tokens that settle what is owed still fit.
-        pressed = text & (owed > 0) & (owed >= remaining - 1)
-        others = owed[:, None] - missing * self.cost  # what stays owed if this item is started
-        starts = (self.cost + others < remaining) & ~pressed[:, None] | (missing & pressed[:, None])
-        starts = starts & text[:, None] & self.allowed_mask
-        stop = text & (owed == 0)
-        extra = []
+        # In text. `pressed`: the words are over, only tokens that settle what is owed still fit.
+        pressed = None
+        if missing is None:
+            starts, stop = (self.allowed_mask & (self.cost < remaining)) & text[:, None], text
+        else:
+            pressed = (owed > 0) & (owed >= remaining - 1)
+            others = owed[:, None] - missing * self.cost  # what stays owed if this item is started
+            starts = torch.where(pressed[:, None], missing, self.cost + others < remaining)
+            starts = starts & text[:, None] & self.allowed_mask
+            stop = text & (owed == 0)
         if self.only_items:
             starts = starts & ~done
             pressed = pressed | stop | self.is_space[input_ids[:, -1]]  # no two spaces, none at the end
+        extra = []
         if self.transcripts:
             unfinished = text & (self._last(input_ids, self.is_role[input_ids])[0] == self.instruction_id)
             starts, stop = starts & ~unfinished[:, None], stop & ~unfinished
-            pressed = pressed | (unfinished & (owed + 2 >= remaining))
-            begin = text & (owed + 3 < remaining) & ~unfinished & (new < 2)  # a transcript opens the reply
-            if new == 1:
-                begin = begin & self.is_space[input_ids[:, -1]]
+            late = unfinished & (owed + 2 >= remaining)
+            pressed = late if pressed is None else pressed | late
+            begin = text & ~unfinished & self._reply_begins(input_ids) & (owed + 3 < remaining)
             extra = [begin[:, None], unfinished[:, None]]
-        row = torch.where(must_end | (text & pressed), 1, row)  # row 1 is all illegal
+        if pressed is not None:
+            row = torch.where(text & pressed, 1, row)
 
-        flags = [starts, can_end[:, None] & current, stop[:, None].expand(-1, self.eos_count), *extra]
         illegal = self.illegal[row]  # [B, V], a copy
-        illegal[:, self.dynamic] = ~torch.cat(flags, 1)
-        return scores.masked_fill(illegal, float("-inf"))
+        illegal[:, self.dynamic] = ~torch.cat([starts, stop[:, None].expand(-1, self.eos_count), *extra], 1)
+        scores = scores.masked_fill(illegal, float("-inf"))
+        return scores if self.presets is None else self.presets(input_ids, scores, modality)
+
+    def _reply_begins(self, input_ids):
+        """Whether nothing but one space was written yet, [B] or for all: the only place where a transcript opens."""
+        new = input_ids.shape[1] - self.prompt_length
+        return self.is_space[input_ids[:, -1]] if new == 1 else new <= 0
 
     def _last(self, input_ids, mask):
         """ids and mask [B, L] -> the last id under the mask (the first of a row with none) and its 1-based place (0
@@ -231,13 +242,14 @@ class ModalityGrammar(LogitsProcessor):
         place = (mask * steps).amax(1)
         return input_ids.gather(1, (place - 1).clamp(min=0)[:, None])[:, 0], place
 
-    def _owed(self, input_ids, current, text):
-        """What must still come: items done [B, M], items missing [B, M], and the tokens these take at least [B]."""
+    def _owed(self, input_ids, modality, text):
+        """What must still come: items done [B, M], items missing [B, M], and the tokens these take at least [B]
+        (None, None, 0 where the reply may be text alone)."""
         if not (self.only_items or self.some_required):
-            return None, self.none_missing, self.nothing.expand(len(input_ids))
+            return None, None, 0
         done = (input_ids[:, self.prompt_length :, None] == self.ends).any(1)
         if self.some_required:
-            missing = self.required_mask & ~done & ~current
+            missing = self.required_mask & ~done & (self.numbers != modality[:, None])
         else:  # one item, whichever: the cheapest is what it takes at least
             missing = self.cheapest_mask & (text & ~done.any(1))[:, None]
         return done, missing, (missing * self.cost).sum(1)
@@ -272,43 +284,34 @@ class ModalityGrammar(LogitsProcessor):
                 )
 
 
-class ModalityPresets(LogitsProcessor):
+class ModalityPresets:
     """Repetition penalty, temperature, top-k and top-p by the modality a row is in; equal to transformers' own
     processors where all presets are the same.
 
     Args:
-        grammar: tells the modality of a row.
-        presets: modality name (or "text") -> `temperature`, `top_k` (0: off), `top_p`, `repetition_penalty`.
+        presets: of text and of every modality in the order of the table: dicts of `temperature`, `top_k` (0: off),
+            `top_p` and `repetition_penalty`.
         do_sample: without it only the repetition penalty matters.
+        device: where the logits live.
     """
 
-    supports_continuous_batching = False
+    def __init__(self, presets: list[dict], do_sample: bool, device: torch.device | str = "cpu"):
+        def column(key):  # None where it would change nothing
+            values = [preset[key] for preset in presets]
+            neutral = all(value == NEUTRAL[key] for value in values)
+            return None if neutral else torch.tensor(values, device=device)[:, None]
 
-    def __init__(self, grammar: ModalityGrammar, presets: dict[str, dict], do_sample: bool):
-        device = grammar.codebooks.device
-        rows = [presets["text"], *(presets[spec.name] for spec in grammar.specs)]
-        vocab = grammar.illegal.shape[1]
-        self.grammar = grammar
-        self.penalty = self.temperature = self.top_k = self.top_p = None
+        self.penalty = column("repetition_penalty")
+        self.temperature, self.top_k, self.top_p = (
+            column(key) if do_sample else None for key in ("temperature", "top_k", "top_p")
+        )
+        if self.top_k is not None:
+            self.top_k = torch.where(self.top_k == 0, NO_LIMIT, self.top_k)
+        top_ks = [preset["top_k"] for preset in presets]
+        self.most = max(top_ks) if min(top_ks) > 0 else NO_LIMIT  # sorted logits that are enough for every preset
 
-        def column(key, default):
-            values = [default if row[key] == NEUTRAL[key] else row[key] for row in rows]
-            return None if set(values) == {default} else torch.tensor(values, device=device)[:, None]
-
-        self.penalty = column("repetition_penalty", 1.0)
-        if do_sample:
-            self.temperature, self.top_p = column("temperature", 1.0), column("top_p", 1.0)
-            self.top_k = column("top_k", vocab)
-        # Enough sorted logits for every preset: all, unless each keeps its top k.
-        top_ks = [row["top_k"] or vocab for row in rows]
-        self.sorted_size = vocab if self.top_k is None else min(vocab, max(top_ks))
-        self.active = any(x is not None for x in (self.penalty, self.temperature, self.top_k, self.top_p))
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """ids [B, L] and logits [B, V], illegal ones -inf already -> logits to sample from."""
-        if input_ids.shape[1] == 0:
-            input_ids = pad(input_ids, (1, 0), value=self.grammar.neutral_id)
-        modality, _ = self.grammar.position(input_ids)
+    def __call__(self, input_ids, scores, modality):
+        """ids [B, L], logits [B, V] with illegal ones -inf, modality of the rows [B] -> logits to sample from."""
         if self.penalty is not None:
             seen = scores.gather(1, input_ids)
             penalty = self.penalty[modality]
@@ -316,17 +319,17 @@ class ModalityPresets(LogitsProcessor):
         if self.temperature is not None:
             scores = scores / self.temperature[modality]
         if self.top_k is not None or self.top_p is not None:
-            if self.sorted_size < scores.shape[1]:
-                best = scores.topk(self.sorted_size).values  # [B, n], falling
+            if self.most < scores.shape[1]:
+                best = scores.topk(self.most).values  # [B, n], falling
             else:
                 best = scores.sort(descending=True).values
-            rank = torch.arange(self.sorted_size, device=scores.device)
+            rank = torch.arange(best.shape[1], device=scores.device)
             if self.top_k is not None:
                 best = best.masked_fill(rank >= self.top_k[modality], float("-inf"))
             if self.top_p is not None:
                 chances = best.softmax(-1)
-                above = chances.cumsum(-1) - chances  # mass of the tokens before
-                best = best.masked_fill((above >= self.top_p[modality]) & (rank > 0), float("-inf"))
+                before = chances.cumsum(-1) - chances  # mass of the better tokens
+                best = best.masked_fill((before >= self.top_p[modality]) & (rank > 0), float("-inf"))
             lowest = torch.where(best == float("-inf"), float("inf"), best).amin(-1, keepdim=True)
             scores = scores.masked_fill(scores < lowest, float("-inf"))
         return scores
@@ -426,7 +429,7 @@ class AnyGPTGenerationMixin(GenerationMixin):
         device=None,
         **kwargs,
     ):
-        """transformers' processors, the caller's, then the grammar and the presets: nothing may undo the grammar."""
+        """transformers' processors, the caller's, then the grammar with the presets: nothing may undo it."""
         ours = []
         presets = getattr(generation_config, "modality_presets", None)
         if input_ids_seq_length is not None and isinstance(presets, dict) and "text" in presets:
@@ -439,13 +442,22 @@ class AnyGPTGenerationMixin(GenerationMixin):
             eos = generation_config._eos_token_tensor
             if eos is None:
                 raise ValueError("No eos_token_id: set it in the generation config, replies end with it.")
+            table = [
+                presets["text"],
+                *(presets[s.name] for s in self.config.modalities if s.first_code_id is not None),
+            ]
             grammar = ModalityGrammar(
-                self.config, request, eos.tolist(), generation_config.max_length, input_ids_seq_length, device
+                self.config,
+                request,
+                eos.tolist(),
+                generation_config.max_length,
+                input_ids_seq_length,
+                device,
+                ModalityPresets(table, generation_config.do_sample, device),
             )
             prompt = encoder_input_ids if encoder_input_ids.ndim == 2 else encoder_input_ids.new_empty(1, 0)
             grammar.check_prompt(prompt.long())
-            sampling = ModalityPresets(grammar, presets, generation_config.do_sample)
-            ours = [grammar, sampling] if sampling.active else [grammar]
+            ours = [grammar]
         return super()._get_logits_processor(
             generation_config,
             input_ids_seq_length=input_ids_seq_length,
