@@ -40,17 +40,28 @@ class Task:
     expected: str | None = None
 
 
+# No sentence, picture or tune of these was in the training data.
 TASKS = [
-    Task("Transcribe a recording", "text", ("recording.wav",)),
-    Task("Transcribe digits read by a human", "text", ("digits.wav",)),
-    Task("Speak in a given voice", "speech", ("the small dog finds the ball",), voice="voice.wav"),
-    Task("Describe a picture", "text", ("picture_1.png",)),
-    Task("Draw a picture", "image", ("a big red circle above a small blue square",)),
-    Task("Describe a tune", "text", ("music:tune_1.wav",)),
-    Task("Play a tune", "music", ("a fast happy tune on the piano going up",)),
-    Task("Answer a spoken request with a picture", "image", ("request_picture.wav",)),
-    Task("Answer a spoken request with music", "music", ("request_tune.wav",)),
-    Task("Answer a spoken request aloud", "speech", ("request_speech.wav",)),
+    Task("Transcribe a recording", "text", ("recording.wav",), expected="the horse wants the apple tomorrow"),
+    Task("Transcribe digits read by a human", "text", ("digits.wav",), expected="one three nine eight"),
+    Task("Speak in a given voice", "speech", ("the dog wants the tree tomorrow",), voice="voice.wav"),
+    Task(
+        "Describe a picture",
+        "text",
+        ("picture_pair.png",),
+        expected="a big red triangle above a small red cross",
+    ),
+    Task("Draw a picture", "image", ("a big blue heart below a big yellow heart",)),
+    Task("Describe a tune", "text", ("music:tune_flute.wav",), expected="a steady happy tune on the flute going up"),
+    Task("Play a tune", "music", ("a slow happy tune on the guitar going up",)),
+    Task("Answer a spoken request with a picture", "image", ("request_picture.wav",), expected="a big blue star"),
+    Task(
+        "Answer a spoken request with music",
+        "music",
+        ("request_tune.wav",),
+        expected="a fast happy tune on the trumpet going down",
+    ),
+    Task("Answer a spoken request aloud", "speech", ("request_speech.wav",), expected="the big dog finds the table"),
 ]
 
 

@@ -3,6 +3,7 @@
 Another checkpoint: pytest --checkpoint DIR
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -10,8 +11,13 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
+
+from serving_anygpt import cli
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # tests share small helpers as plain modules (tiny_model.py)
@@ -55,3 +61,45 @@ def processor(checkpoint):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with one good and some bad files of each kind."""
+    tone = 0.3 * np.sin(np.arange(16000) * 0.05).astype(np.float32)
+    soundfile.write(tmp_path / "tone.wav", tone, 16000)
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
+    (tmp_path / "words.txt").write_text("good morning\n", encoding="utf-8")
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "noise.wav").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "noise.png").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
+    (tmp_path / "table.xlsx").write_bytes(b"PK")
+    (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other_model").mkdir()
+    (tmp_path / "other_model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "broken_model").mkdir()
+    (tmp_path / "broken_model" / "config.json").write_text("{")
+    return tmp_path
+
+
+@pytest.fixture
+def anygpt(files, checkpoint, monkeypatch, capsys):
+    """Runs the command in the folder of `files`: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(files)
+
+    def run(arguments: str | list[str], stdin: str = "") -> tuple[int, str, str]:
+        words = arguments.split() if isinstance(arguments, str) else arguments
+        if words and not words[0].startswith("-") and "--model" not in words:
+            words = [words[0], "--model", checkpoint, *words[1:]]
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            code = cli.main(words)
+        except SystemExit as stop:
+            code = stop.code
+        output, error = capsys.readouterr()
+        return code, output, error
+
+    return run
