@@ -6,6 +6,7 @@ and unequal ones are not (padding would change the codes), and that long sound g
 B batch, K codebooks, T frames, S picture side in px; "samples" are audio samples.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def encode(codec: Any, items: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Media to codes.
 
     Args:
-        codec: a codec of this project, transformers' EncodecModel, or JanusVQVAE.
+        codec: a codec of this project, transformers' EncodecModel, or diffusers' VQModel.
         items: sounds `[samples]` at the codec's rate, or pictures `[3, S, S]`; float32 in [-1, 1].
 
     Returns:
@@ -106,27 +107,37 @@ def is_audio(codec: Any) -> bool:
     return getattr(codec.config, "sampling_rate", None) is not None
 
 
+def _kind(codec: Any) -> str:
+    """Which dialect a codec speaks; models of diffusers have no model_type."""
+    return getattr(codec.config, "model_type", type(codec).__name__)
+
+
 def _encode_batch(codec: Any, values: torch.Tensor) -> torch.Tensor:
     """Equal items `[B, ...]` -> codes `[B, K, T]`."""
+    kind = _kind(codec)
     with torch.inference_mode():
-        if codec.config.model_type == "encodec":
+        if kind == "encodec":
             _check_encodec(codec)
             # The highest bandwidth gives all codebooks; fewer are its first ones, because they are residual.
             bandwidth = max(codec.config.target_bandwidths)
             return codec.encode(values[:, None], bandwidth=bandwidth).audio_codes[0]
-        if codec.config.model_type == "janus_vqgan":
-            return codec.encode(values).image_tokens.reshape(len(values), 1, -1)
+        if kind == "VQModel":
+            _, _, (_, _, indices) = codec.quantize(codec.encode(values).latents)
+            return indices.reshape(len(values), 1, -1)  # row by row
         return codec.encode(values)
 
 
 def _decode_batch(codec: Any, codes: torch.Tensor) -> torch.Tensor:
     """Codes `[B, K, T]` -> equal items `[B, ...]`."""
+    kind = _kind(codec)
     with torch.inference_mode():
-        if codec.config.model_type == "encodec":
+        if kind == "encodec":
             _check_encodec(codec)
             return codec.decode(codes[None], [None]).audio_values[:, 0]
-        if codec.config.model_type == "janus_vqgan":
-            return codec.decode(codes[:, 0])
+        if kind == "VQModel":
+            batch, _, count = codes.shape
+            shape = (batch, math.isqrt(count), math.isqrt(count), codec.quantize.vq_embed_dim)
+            return codec.decode(codes.reshape(-1), force_not_quantize=True, shape=shape).sample
         return codec.decode(codes)
 
 
@@ -141,7 +152,7 @@ def _check_encodec(codec: Any) -> None:
 
 def _samples_per_frame(codec: Any) -> int:
     # Not from the frame rate of an EncodecConfig, which is rounded up to whole Hz.
-    if codec.config.model_type == "encodec":
+    if _kind(codec) == "encodec":
         return codec.config.hop_length
     return round(codec.config.sampling_rate / codec.config.frame_rate)
 

@@ -1,5 +1,6 @@
 """The codecs of a checkpoint: found, loaded when first needed, saved with their code."""
 
+import importlib
 import inspect
 import json
 import os
@@ -8,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 
 class CodecShelf:
@@ -33,11 +33,12 @@ class CodecShelf:
         """The codec in subfolder or hub repository `name`, in float32, on `device`."""
         if name not in self.models:
             folder = self.locate(name)
-            options = {key: self.options[key] for key in ("trust_remote_code",) if key in self.options}
-            config = AutoConfig.from_pretrained(folder, **options)
-            # Some codecs of transformers (JanusVQVAE) are no AutoModel: take the class that the config names.
-            model_class = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-            model = model_class.from_pretrained(folder, dtype=torch.float32, **options)
+            library_class = json.loads((folder / "config.json").read_text()).get("_class_name")
+            if library_class is not None:  # a model of diffusers, which has no Auto class for all of them
+                model = getattr(importlib.import_module("diffusers"), library_class).from_pretrained(folder)
+            else:
+                trust = self.options.get("trust_remote_code", False)
+                model = AutoModel.from_pretrained(folder, trust_remote_code=trust, dtype=torch.float32)
             self.models[name] = model.eval().to(self.device)
         return self.models[name]
 
@@ -80,7 +81,7 @@ class CodecShelf:
                 shutil.copytree(original, folder, dirs_exist_ok=True)  # as stored: in its precision, with its notes
         else:
             model.save_pretrained(folder)
-        if not type(model).__module__.startswith("transformers."):
+        if not type(model).__module__.startswith(("transformers.", "diffusers.")):
             # register_for_auto_class would do this, but takes every class with "Tokenizer" in its name for one.
             module = Path(inspect.getfile(type(model)))
             if module.resolve() != (folder / module.name).resolve():
