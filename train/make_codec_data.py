@@ -19,7 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from make_speech_data import read_g722
 
 from processing_anygpt.tiny_world import language, voices
 
@@ -53,7 +52,7 @@ def main():
         if not prompts:
             raise FileNotFoundError(f"No .g722 in {args.asterisk}: apt-get install asterisk-core-sounds-en-g722")
         random.Random(args.seed).shuffle(prompts)
-        clips = [voices.trim(read_g722(str(path))) for path in prompts[len(prompts) // 5 :]]
+        clips = [voices.trim(voices.read_g722(str(path))) for path in prompts[len(prompts) // 5 :]]
         print(save(args.out / "clips_asterisk.npz", [(to_frames(clip), None) for clip in clips if clip.size]))
 
 

@@ -130,18 +130,9 @@ def human_digits(folder: str, count: int, seed: str) -> list[tuple[np.ndarray, s
     paths = [f"{folder}/{i}.g722" for i in range(10)]
     if missing := [path for path in paths if not os.path.exists(path)]:
         raise FileNotFoundError(f"No {missing[0]}. Install it: apt-get install asterisk-core-sounds-en-g722")
-    clips, rng = [voices.trim(read_g722(path)) for path in paths], random.Random(seed)
+    clips, rng = [voices.trim(voices.read_g722(path)) for path in paths], random.Random(seed)
     strings = [[rng.randrange(10) for _ in range(rng.randint(3, 5))] for _ in range(count)]
     return [(np.concatenate([clips[d] for d in s]), " ".join(DIGITS[d] for d in s), "asterisk") for s in strings]
-
-
-def read_g722(path: str) -> np.ndarray:
-    """A bare G.722 file -> float32 [T] at 16 kHz."""
-    import av
-
-    with av.open(path, format="g722") as file:
-        blocks = [frame.to_ndarray().reshape(-1) for frame in file.decode(audio=0)]
-    return np.concatenate(blocks).astype(np.float32) / 32768
 
 
 def split(data) -> list[np.ndarray]:

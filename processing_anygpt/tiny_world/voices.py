@@ -101,6 +101,14 @@ def trim(wave: np.ndarray, margin: float = MARGIN) -> np.ndarray:
     return (wave * (PEAK / np.abs(wave).max())).astype(np.float32)
 
 
+def read_g722(path: str) -> np.ndarray:
+    """A bare G.722 file, as telephone prompts come -> float32 [T] at 16 kHz."""
+    av = _module("av", "pip install av")
+    with av.open(path, format="g722") as file:
+        blocks = [frame.to_ndarray().reshape(-1) for frame in file.decode(audio=0)]
+    return np.concatenate(blocks).astype(np.float32) / 32768
+
+
 def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
     return _run(
         lambda out: ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "-o", out],
@@ -155,4 +163,4 @@ def _module(name: str, install: str):
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"This voice needs the Python package {error.name!r}: {install}") from error
+        raise ModuleNotFoundError(f"This needs the Python package {error.name!r}: {install}") from error
