@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from processing_tools import ExactAudioCodec, ExactImageCodec, byte_tokenizer, make_processor, small_table, tone
-from transformers import AutoProcessor, AutoTokenizer, EncodecConfig, EncodecModel
+from transformers import AnyToAnyPipeline, AutoConfig, AutoProcessor, AutoTokenizer, EncodecConfig, EncodecModel
 
-from modeling_anygpt import ModalitySpec
+from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM, ModalitySpec
 from processing_anygpt import (
     AnyGPTProcessor,
     AudioPart,
@@ -365,34 +365,39 @@ def test_a_new_modality_is_a_row_and_a_codec():
     assert len(processor(media={"noise": [(made.waveform, 1600)]})["input_ids"]) == 8
 
 
-def test_pipeline_any_to_any(processor):
-    """transformers' own pipeline, with a model that always answers the same."""
-    from transformers import AnyToAnyPipeline, GenerationConfig
+@pytest.fixture(scope="module")
+def random_model(processor):
+    torch.manual_seed(0)
+    size = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
+    backbone = AutoConfig.for_model("llama", vocab_size=len(processor.tokenizer), num_key_value_heads=2, **size)
+    config = AnyGPTConfig(text_config=backbone, modalities=processor.modalities)
+    config.assign_token_ids(processor.tokenizer)
+    return AnyGPTForCausalLM(config).eval()
 
-    answer = [{"type": "text", "text": "ok"}, {"type": "speech", "codes": SPEECH}]
-    prefix = len(
-        processor.apply_chat_template(ask({"type": "text", "text": "x"}), tokenize=True, add_generation_prompt=True)
+
+@pytest.mark.parametrize("wanted", [("image",), ("speech",), ("text", "music")])
+def test_whatever_a_model_writes_becomes_parts(processor, random_model, wanted):
+    chat = ask({"type": "speech", "codes": SPEECH}, {"type": "text", "text": "answer"})
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    inputs = processor.apply_chat_template([chat, chat[:1]], **options)
+    media = tuple(name for name in wanted if name != "text")
+    output = random_model.generate(
+        **inputs, output_modalities=wanted, required_modalities=media, do_sample=True, max_new_tokens=40
     )
-    messages = [*ask({"type": "text", "text": "x"}), {"role": "assistant", "content": answer}]
-    reply = processor.apply_chat_template(messages, tokenize=True)[prefix:]
+    for row in output[:, inputs["input_ids"].shape[1] :]:
+        parts = processor.parse_output(row)
+        assert not [part for part in parts if isinstance(part, UnfinishedPart)]
+        assert {part.modality for part in parts} <= set(wanted)
+        assert set(media) <= {part.modality for part in parts}
 
-    class Model(torch.nn.Module):
-        input_modalities, output_modalities = ("text", "audio"), ("text", "audio")
-        name_or_path, framework, hf_device_map, dtype = "", "pt", None, torch.float32
-        config = type("Config", (), {"task_specific_params": None, "prefix": None, "model_type": "anygpt"})()
-        generation_config = GenerationConfig()
-        device = torch.device("cpu")
 
-        def can_generate(self):
-            return True
-
-        def generate(self, input_ids, attention_mask=None, **settings):
-            new = torch.tensor([reply]).expand(len(input_ids), -1)
-            return torch.cat([input_ids, new], 1)
-
-    pipe = AnyToAnyPipeline(model=Model(), processor=processor, tokenizer=processor.tokenizer)
+def test_pipeline_any_to_any(processor, random_model):
+    pipe = AnyToAnyPipeline(model=random_model, processor=processor, tokenizer=processor.tokenizer)
     chat = ask({"type": "speech", "codes": SPEECH}, {"type": "text", "text": "say it"})
-    result = pipe(text=chat, return_full_text=False)
-    assert result[0]["generated_text"].strip() == "ok"
-    result = pipe(text=chat, generation_mode="audio")
-    assert result[0]["generated_audio"].shape == (4 * 32,)
+    result = pipe(text=chat, return_full_text=False, generate_kwargs={"max_new_tokens": 5})
+    assert isinstance(result[0]["generated_text"], str) and "say it" not in result[0]["generated_text"]
+    result = pipe(text=chat, generation_mode="audio", max_new_tokens=40)
+    sound = result[0]["generated_audio"]
+    assert sound.dtype == np.float32 and sound.ndim == 1 and len(sound)
+    result = pipe(text=["a", "bc"], max_new_tokens=5)
+    assert [record["input_text"] for record in result] == ["a", "bc"]
