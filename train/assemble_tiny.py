@@ -26,6 +26,7 @@ def main():
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.lm, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    model.config.assign_token_ids(tokenizer)
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,7 +7,10 @@ at a width of 32 is each channel by itself, and a picture with one thing in it t
 
 A codebook collapses if it is left alone: a few codes take everything. So the autoencoder first runs without one; then
 the rows are drawn from its latents, follow them by moving averages (van den Oord et al. 2017, appendix), and rows that
-nothing chose for long are moved to where the error is largest. Data: an npz with `pictures` uint8 [N, 64, 64, 3].
+nothing chose for long are moved to where the error is largest. Cells of bare paper must all take code 0, wherever they
+lie: they are most of a picture, and a language model should not have to learn a hundred spellings of nothing.
+
+Data: an npz with `pictures` uint8 [N, 64, 64, 3].
 """
 
 import argparse
@@ -134,13 +137,16 @@ def train(args: argparse.Namespace) -> None:
             pool = [*pool[-20:], z.detach()]
             quantised = latents
         else:
+            paper = F.avg_pool2d((real < 1).any(1, keepdim=True).float(), 8).flatten() == 0  # [B*64] cells without ink
             if step == args.warmup:  # the rows start on latents that differ: most cells are the same white paper
                 seen = torch.cat(pool)
                 weight = 1 - seen @ F.normalize(seen.median(dim=0).values, dim=0)
                 book.set(slice(None), seen[torch.multinomial(weight.clamp_min(1e-6), len(book.rows))])
-            codes = book.assign(z)
+            if step in (args.warmup, first):
+                book.set(0, F.normalize(z.detach()[paper].mean(dim=0), dim=0))
+            codes = book.assign(z).masked_fill(paper, 0)
             nearest = book.rows[codes]
-            commitment = (z - nearest).pow(2).sum(1).mean()
+            commitment = ((z - nearest).pow(2).sum(1) * (1 + 3 * paper)).mean()
             chosen = (z + (nearest - z).detach()).view(args.batch, *latents.shape[2:], -1).permute(0, 3, 1, 2)
             quantised = chosen
             book.update(z.detach(), codes)

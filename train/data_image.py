@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from processing_anygpt.tiny_world import language, pictures  # noqa: E402
 
-KINDS = {"single": 10_000, "pair": 12_000, "row": 8_000}  # training scenes of each kind
+KINDS = {"single": 10_000, "pair": 12_000, "row": 8_000}  # training scenes of each kind, times --scale
 HELD_OUT = 200  # scenes of each kind
 
 
@@ -81,7 +81,7 @@ def make_codes(args: argparse.Namespace) -> None:
         caption=np.array(captions),
         kind=np.array([kind for kind, _ in held_out]),
     )
-    captions = [language.sample(kind, rng) for kind, count in KINDS.items() for _ in range(count)]
+    captions = [language.sample(kind, rng) for kind, count in KINDS.items() for _ in range(int(args.scale * count))]
     rng.shuffle(captions)
     save_npz(args.out / "codes_train.npz", codes=encode(captions, rng), caption=np.array(captions))
 
@@ -95,6 +95,7 @@ def main() -> None:
         step.add_argument("--seed", type=int, default=0)
     steps.choices["pictures"].add_argument("--count", type=int, default=12_000)
     steps.choices["codes"].add_argument("--codec", type=Path, required=True, help="folder of the image codec")
+    steps.choices["codes"].add_argument("--scale", type=float, default=1.0, help="share of the 30,000 training scenes")
     steps.choices["codes"].add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     {"pictures": make_pictures, "codes": make_codes}[args.step](args)

@@ -1,6 +1,6 @@
 """Make anygpt-tiny's tokenizer, configuration and training rows from codes.
 
-  python train/make_tiny_data.py model --out data/tiny                       # tokenizer and config.json
+  python train/make_tiny_data.py model --out data/tiny                       # tokenizer and first weights
   python train/make_tiny_data.py rows --out data/tiny --speech data/speech --images data/images --music data/music
   python train/make_tiny_data.py chat --out data/tiny --speech data/speech --images data/images --music data/music
 
@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.step == "model":
-        make_model_folder(args.config, args.out / "model")
+        make_model_folder(args.config, args.out / "model", args.codecs)
         return
     rows = Rows(args.out)
     for split in ("train", "heldout"):
@@ -57,21 +57,16 @@ def main():
 # ---------------------------------------------------------------- tokenizer and configuration
 
 
-def make_model_folder(recipe: Path, folder: Path):
+def make_model_folder(recipe: Path, folder: Path, codecs: Path):
     recipe = yaml.safe_load(recipe.read_text())
     tokenizer = text_tokenizer(recipe["text_vocabulary"])
     modalities = add_modality_tokens(tokenizer, [ModalitySpec(**row) for row in recipe["modalities"]])
-    ids = dict(zip(("human", "assistant", "eoh", "eos"), tokenizer.convert_tokens_to_ids(
-        ["[Human]", "[MMGPT]", "<eoh>", "<eos>"])))  # fmt: skip
-    config = AnyGPTConfig(
-        text_config=recipe["text_config"] | {"vocab_size": len(tokenizer)},
-        modalities=modalities,
-        response_token_id=tokenizer.convert_tokens_to_ids("<-Res->"),
-        instruction_token_id=tokenizer.convert_tokens_to_ids("<-Ins->"),
-        pad_token_id=tokenizer.pad_token_id,
-        **{f"{name}_token_id": token_id for name, token_id in ids.items()},
-    )
-    config.save_pretrained(folder)
+    text_config = recipe["text_config"] | {"vocab_size": len(tokenizer)}
+    config = AnyGPTConfig(text_config=text_config, modalities=modalities)
+    config.assign_token_ids(tokenizer)
+    from codebook_init import initialise
+
+    initialise(config, codecs).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {len(tokenizer)} tokens")
 

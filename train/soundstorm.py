@@ -44,9 +44,9 @@ class Arguments:
     batch: int = field(default=8, metadata={"help": "rows"})
     frames: int = field(default=176, metadata={"help": "prompt and target of a row together, 50 Hz"})
     whole: float = field(default=0.75, metadata={"help": "share of rows whose whole level is masked"})
-    rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    dim: int = 160
-    depth: int = 4
+    rate: float = field(default=2e-3, metadata={"help": "peak learning rate"})
+    dim: int = 128
+    depth: int = 3
     heads: int = 4
     ff_mult: int = 2
     kernel: int = field(default=9, metadata={"help": "width of the depthwise convolutions, frames"})
@@ -97,9 +97,10 @@ class Utterances:
 
 
 @torch.no_grad()
-def start_from_codec(model: SoundStormModel, codec: SpeechTokenizerModel):
+def start_from_codec(model: SoundStormModel, codec: SpeechTokenizerModel, codes: torch.Tensor):
     """Embeddings and heads start as one random projection of the codec's vectors: codes that sound alike start alike,
-    so that what is learnt of a frequent code serves its rare neighbours."""
+    so that what is learnt of a frequent code serves its rare neighbours. Biases start as log frequencies in the codes
+    [frames, levels]."""
     projection = torch.randn(codec.config.dimension, model.config.hidden_size)
     vectors = torch.stack([book.embed for book in codec.quantizer.codebooks]) @ projection  # [levels, codes, D]
     vectors -= vectors.mean(1, keepdim=True)
@@ -107,7 +108,11 @@ def start_from_codec(model: SoundStormModel, codec: SpeechTokenizerModel):
     model.semantic_token_emb.weight.copy_(vectors[0])
     embeds = model.net.code_embeds.weight.unflatten(0, (model.config.num_quantizers, -1))  # [q, codes + 1, D]
     embeds[:, :-1] = vectors[1:]
-    model.net.to_logits["2"].weight.copy_(vectors[1:].mT)
+    heads = model.net.to_logits["2"]
+    heads.weight.copy_(0.3 * vectors[1:].mT)
+    for level, column in enumerate(codes[:, 1:].T):
+        counts = torch.bincount(column, minlength=model.config.codebook_size) + 1.0
+        heads.bias[0, 0, level] = (counts / counts.sum()).log()
 
 
 def to(batch: dict, device: str) -> dict:
@@ -120,11 +125,11 @@ def evaluate(model: SoundStormModel, utterances: Utterances, args: Arguments) ->
     generator = torch.Generator().manual_seed(1)
     batch = to(utterances.batch(24, args.frames, generator), args.device)
     model.eval()
-    ones = torch.ones(24, device=args.device)
-    results = [model.loss(**batch, levels=(ones * i).long(), mask_ratio=ones) for i in range(7)]
+    ones, count = torch.ones(24, device=args.device), model.config.num_quantizers
+    results = [model.loss(**batch, levels=(ones * i).long(), mask_ratio=ones) for i in range(count)]
     model.train()
     accuracies = " ".join(f"{result.accuracy:.3f}" for result in results)
-    return f"held-out loss {sum(float(result.loss) for result in results) / 7:.3f} accuracy {accuracies}"
+    return f"held-out loss {sum(float(result.loss) for result in results) / count:.3f} accuracy {accuracies}"
 
 
 def save_training(path: Path, model, optimizer, generator, step: int):
@@ -176,7 +181,7 @@ def main():
         paper_decoding=True,
     )
     model = SoundStormModel(config)
-    start_from_codec(model, SpeechTokenizerModel.from_pretrained(args.codec))
+    start_from_codec(model, SpeechTokenizerModel.from_pretrained(args.codec), train.codes)
     model.to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), args.rate, (0.9, 0.98), weight_decay=0.02, fused=True)
     generator = torch.Generator().manual_seed(args.seed)
@@ -188,7 +193,7 @@ def main():
     start, losses = time.monotonic(), []
     for step in range(done + 1, args.steps + 1):
         share = step / args.steps
-        rate = args.rate * min(1, step / 100) * min(1, max(0.02, (1 - share) / 0.3))
+        rate = args.rate * min(1, step / 50) * min(1, max(0.02, (1 - share) / 0.3))
         optimizer.param_groups[0]["lr"] = rate
         batch = train.batch(args.batch, args.frames, generator)
         ratio = torch.cos(torch.rand(args.batch, generator=generator) * torch.pi / 2)
