@@ -169,6 +169,7 @@ def demo(arguments: argparse.Namespace, config: dict) -> None:
         raise ValueError(f"No folder {folder} with example files. Run in the repository, or give --examples DIR.")
     start = time.perf_counter()
     engine = Engine(arguments.model, arguments.json)
+    engine.quiet = True  # a line for each task is progress enough
     names = [row["name"] for row in config["modalities"]]
     rows = []
     for number, task in enumerate(TASKS, 1):

@@ -6,7 +6,6 @@ import pytest
 
 from serving_anygpt import __version__, media
 
-
 BAD = {
     "unknown file": ("generate --to text nothing.wav", "No such file: nothing.wav"),
     "unknown picture": ("generate --to text image:nothing.png", "No such file: nothing.png"),
