@@ -49,6 +49,7 @@ class Arguments:
     depth: int = 3
     heads: int = 4
     ff_mult: int = 2
+    perplexity: float = field(default=16.0, metadata={"help": "codes that share a label, see `neighbours`"})
     kernel: int = field(default=9, metadata={"help": "width of the depthwise convolutions, frames"})
     upper_weight: float = field(
         default=0.3, metadata={"help": "weight of the levels above the current one in the loss"}
@@ -113,6 +114,22 @@ def start_from_codec(model: SoundStormModel, codec: SpeechTokenizerModel, codes:
     for level, column in enumerate(codes[:, 1:].T):
         counts = torch.bincount(column, minlength=model.config.codebook_size) + 1.0
         heads.bias[0, 0, level] = (counts / counts.sum()).log()
+
+
+def neighbours(codec: SpeechTokenizerModel, perplexity: float) -> torch.Tensor:
+    """Labels [acoustic levels, C, C] that share each code's probability with those whose vectors are near it, about
+    `perplexity` of them. The upper levels are nearly noise: what can be learnt, and heard, is the neighbourhood."""
+    labels = []
+    for book in codec.quantizer.codebooks[1:]:
+        distances = torch.cdist(book.embed, book.embed).square()
+        low, high = 0.0, distances.max().item()
+        for _ in range(20):  # the width of the neighbourhoods, by bisection
+            middle = (low + high) / 2
+            soft = torch.softmax(-distances / middle, -1)
+            entropy = torch.special.entr(soft).sum(-1).mean()
+            low, high = (middle, high) if entropy.exp() < perplexity else (low, middle)
+        labels.append(soft)
+    return torch.stack(labels)
 
 
 def to(batch: dict, device: str) -> dict:
@@ -181,7 +198,9 @@ def main():
         paper_decoding=True,
     )
     model = SoundStormModel(config)
-    start_from_codec(model, SpeechTokenizerModel.from_pretrained(args.codec), train.codes)
+    codec = SpeechTokenizerModel.from_pretrained(args.codec)
+    start_from_codec(model, codec, train.codes)
+    soft_labels = neighbours(codec, args.perplexity).to(args.device)
     model.to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), args.rate, (0.9, 0.98), weight_decay=0.02, fused=True)
     generator = torch.Generator().manual_seed(args.seed)
@@ -202,7 +221,8 @@ def main():
         batch["levels"] = torch.randint(config.num_quantizers, (args.batch,), generator=generator)
         # The draws inside `loss` (which codes are masked) repeat after --resume because their seed is the step.
         inner = torch.Generator(args.device).manual_seed(step)
-        result = model.loss(**to(batch, args.device), upper_weight=args.upper_weight, generator=inner)
+        batch = to(batch, args.device)
+        result = model.loss(**batch, upper_weight=args.upper_weight, soft_labels=soft_labels, generator=inner)
         optimizer.zero_grad()
         result.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -308,6 +308,7 @@ class SoundStormModel(PreTrainedModel):
         levels: torch.Tensor | None = None,
         mask_ratio: torch.Tensor | None = None,
         upper_weight: float = 0.0,
+        soft_labels: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> SoundStormLoss:
         """The paper's objective: for each row draw a level; mask a random share of the target's codes of that level
@@ -321,6 +322,7 @@ class SoundStormModel(PreTrainedModel):
             mask_ratio: [B] share to mask; cos(u) with u even in [0, pi / 2] if None.
             upper_weight: weight of the codes of the levels above, which the paper leaves out of the loss. They are
                 masked anyway, so that they cost only their heads: more signal per pass for small budgets.
+            soft_labels: [q, C, C], the distribution over codes to learn in the place of each code; None: the code.
             generator: of the draws, on the model's device.
         """
         batch, length, width = codes.shape
@@ -351,7 +353,8 @@ class SoundStormModel(PreTrainedModel):
             frames = weight > 0
             if frames.any():
                 logits, labels = self.net.logits(hidden[frames], level), acoustic[..., level][frames]
-                loss = loss + weight[frames] @ F.cross_entropy(logits.float(), labels, reduction="none")
+                wanted_codes = labels if soft_labels is None else soft_labels[level][labels]
+                loss = loss + weight[frames] @ F.cross_entropy(logits.float(), wanted_codes, reduction="none")
                 right = right + ((logits.argmax(-1) == labels) & current[frames]).sum()
                 weights = weights + weight.sum()
         return SoundStormLoss(loss=loss / weights.clamp(min=1), accuracy=right / wanted.sum().clamp(min=1))

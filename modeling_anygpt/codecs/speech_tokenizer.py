@@ -51,6 +51,15 @@ class SpeechTokenizerConfig(PreTrainedConfig):
     dilation_base: int = 2
     activation: str = "ELU"
 
+    def to_dict(self) -> dict:
+        """As inherited, but with a plain `auto_map`: transformers takes every class with "Tokenizer" in its name for a
+        text tokenizer and writes (slow, fast) pairs, which it then cannot read back for a model."""
+        output = super().to_dict()
+        if "auto_map" in output:
+            names = output["auto_map"].items()
+            output["auto_map"] = {auto: name if isinstance(name, str) else name[0] for auto, name in names}
+        return output
+
     @property
     def hop_length(self) -> int:
         """Samples per frame."""
