@@ -65,8 +65,10 @@ class TextOnly:
             )
         secret = secrets.token_hex(16)
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        added = {token["content"] for token in state["added_tokens"]}
-        state["added_tokens"] = []
+        # Runs of spaces and newlines that a tokenizer (Gemma's) keeps as added tokens are text: they stay.
+        text = [t for t in state["added_tokens"] if not t["special"] and not t["content"].strip("▁ \t\r\n")]
+        added = {token["content"] for token in state["added_tokens"] if token not in text}
+        state["added_tokens"] = text
         model = state["model"]
 
         def rename(token: str) -> str:
@@ -86,9 +88,7 @@ class TextOnly:
         self.gap = f"<{secret}>"
         self.backend.add_tokens([AddedToken(self.gap, normalized=False, special=False)])
         self.gap_id = self.backend.token_to_id(self.gap)
-        self.known = len(tokenizer)  # the original may grow
-        vocabulary = tokenizer.get_vocab()
-        self.control_ids = {token: vocabulary[token] for token in CONTROL_TOKENS if token in vocabulary}
+        self.control_ids: dict[str, int] = {}
 
     def control_id(self, token: str) -> int:
         if token not in self.control_ids:
@@ -107,8 +107,11 @@ _text_only: WeakKeyDictionary[Any, TextOnly] = WeakKeyDictionary()
 def text_only(tokenizer: Any) -> TextOnly:
     """The text-only copy of `tokenizer`, built once (about a second for a full-size vocabulary) and kept."""
     copy = _text_only.get(tokenizer)
-    if copy is None or copy.known != len(tokenizer):
+    if copy is None:
         copy = _text_only[tokenizer] = TextOnly(tokenizer)
+    if len(copy.control_ids) < len(CONTROL_TOKENS):  # a new copy, or the tokenizer may have grown since
+        ids = zip(CONTROL_TOKENS, tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)), strict=True)
+        copy.control_ids = {token: i for token, i in ids if i is not None and i != tokenizer.unk_token_id}
     return copy
 
 

@@ -325,3 +325,13 @@ def test_a_tokenizer_that_grows_later_is_noticed():
     table = add_modality_tokens(tokenizer, small_table())
     ids, _ = render([{"role": "user", "content": "x"}], tokenizer, table)
     assert tokenizer.decode(ids) == "[Human]: x<eoh>"
+
+
+def test_added_runs_of_white_space_stay_text():
+    """As in Gemma's tokenizer; with them text keeps the ids that it has elsewhere."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["\n\n\n"])
+    table = add_modality_tokens(tokenizer, small_table())
+    ids, _ = render([{"role": "user", "content": "a\n\n\nb"}], tokenizer, table)
+    assert tokenizer.convert_tokens_to_ids("\n\n\n") in ids
+    assert ids == tokenizer("[Human]: a\n\n\nb<eoh>")["input_ids"]
