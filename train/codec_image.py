@@ -10,6 +10,9 @@ the rows are drawn from its latents, follow them by moving averages (van den Oor
 nothing chose for long are moved to where the error is largest. Cells of bare paper must all take code 0, wherever they
 lie: they are most of a picture, and a language model should not have to learn a hundred spellings of nothing.
 
+After --steps the codes are fixed; --decoder-steps more improve the decoder alone, so that a language model can already
+be trained on the codes. Run again with other values (and --data of scenes only) to go on from the saved state.
+
 Data: an npz with `pictures` uint8 [N, 64, 64, 3].
 """
 
@@ -88,7 +91,9 @@ def reconstruction_loss(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    return args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * step / args.steps)))
+    if step < args.steps:
+        return args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * step / args.steps)))
+    return args.lr * (0.01 + 0.25 * (1 + np.cos(np.pi * (step - args.steps) / args.decoder_steps)))
 
 
 def save_state(folder: Path, model: VQModel, optimiser: torch.optim.Adam, book: Codebook, step: int) -> None:
@@ -127,10 +132,12 @@ def train(args: argparse.Namespace) -> None:
     work = args.out.with_name(args.out.name + "_state")
     first = load_state(work, model, optimiser, book) if (work / "step.txt").exists() else 0
     order, pool, begun = torch.Generator().manual_seed(args.seed + first), [], time.time()
-    for step in range(first, args.steps):
+    last = args.steps + args.decoder_steps - 1
+    for step in range(first, last + 1):
         picks = torch.randint(len(pictures), (args.batch,), generator=order)
         real = pictures[picks].to(args.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # [B, 3, S, S]
-        latents = F.normalize(model.quant_conv(model.encoder(real)), dim=1)  # [B, D, S/8, S/8]
+        with torch.set_grad_enabled(step < args.steps):
+            latents = F.normalize(model.quant_conv(model.encoder(real)), dim=1)  # [B, D, S/8, S/8]
         z = latents.permute(0, 2, 3, 1).flatten(0, 2)  # [B*64, D]
         commitment = torch.zeros((), device=args.device)
         if step < args.warmup:
@@ -142,14 +149,15 @@ def train(args: argparse.Namespace) -> None:
                 seen = torch.cat(pool)
                 weight = 1 - seen @ F.normalize(seen.median(dim=0).values, dim=0)
                 book.set(slice(None), seen[torch.multinomial(weight.clamp_min(1e-6), len(book.rows))])
-            if step in (args.warmup, first):
                 book.set(0, F.normalize(z.detach()[paper].mean(dim=0), dim=0))
-            codes = book.assign(z).masked_fill(paper, 0)
+            codes = book.assign(z)
+            if step < args.steps:
+                codes = codes.masked_fill(paper, 0)
+                book.update(z.detach(), codes)
             nearest = book.rows[codes]
             commitment = ((z - nearest).pow(2).sum(1) * (1 + 3 * paper)).mean()
             chosen = (z + (nearest - z).detach()).view(args.batch, *latents.shape[2:], -1).permute(0, 3, 1, 2)
             quantised = chosen
-            book.update(z.detach(), codes)
         made = model.decoder(model.post_quant_conv(quantised))
         loss = reconstruction_loss(made, real)
         optimiser.param_groups[0]["lr"] = learning_rate(step, args)
@@ -157,7 +165,7 @@ def train(args: argparse.Namespace) -> None:
         (loss + COMMITMENT * commitment).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if step % 50 == 0 or step == args.steps - 1:
+        if step % 50 == 0 or step == last:
             psnr = -10 * torch.log10((made.detach().clamp(-1, 1) - real).pow(2).mean() / 4)
             used = int((book.count > 2 * DEAD).sum()) if step >= args.warmup else 0
             print(
@@ -165,7 +173,7 @@ def train(args: argparse.Namespace) -> None:
                 f"{time.time() - begun:.0f} s",
                 flush=True,
             )
-        if (step + 1) % args.save_every == 0 or step == args.steps - 1:
+        if (step + 1) % args.save_every == 0 or step == last:
             save_state(work, model, optimiser, book, step + 1)
             export(model, args.out)
 
@@ -184,6 +192,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="codec folder; its state lies beside it in <out>_state"
     )
     parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--decoder-steps", type=int, default=0, help="steps after those, with the codes fixed")
     parser.add_argument("--warmup", type=int, default=200, help="steps without a codebook")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -5,8 +5,8 @@ Two steps, each a few minutes on one core:
     python train/data_image.py pictures --out data/images/pictures_train.npz   # what codec_image.py learns from
     python train/data_image.py codes --codec <folder> --out data/images        # what the language model reads
 
-`pictures`: half are scenes with captions from the training side of the split, half are crowded with things at random
-places (white paper teaches a codec little).
+`pictures`: scenes with captions from the training side of the split, and (--crowded, half by default) pictures crowded
+with things at random places, since white paper teaches a codec little.
 `codes`: codes_train.npz (`codes` uint16 [N, 64], `caption`) and codes_heldout.npz (held-out captions; `kind` too).
 """
 
@@ -36,8 +36,8 @@ def crowded(rng: random.Random) -> Image.Image:
     return picture
 
 
-def training_picture(rng: random.Random) -> Image.Image:
-    if rng.random() < 0.5:
+def training_picture(share: float, rng: random.Random) -> Image.Image:
+    if rng.random() < share:
         return crowded(rng)
     return pictures.draw(language.parse_scene(language.sample("picture", rng)), rng)
 
@@ -52,7 +52,7 @@ def save_npz(path: Path, **arrays: np.ndarray) -> None:
 
 def make_pictures(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
-    save_npz(args.out, pictures=np.stack([np.asarray(training_picture(rng)) for _ in range(args.count)]))
+    save_npz(args.out, pictures=np.stack([np.asarray(training_picture(args.crowded, rng)) for _ in range(args.count)]))
 
 
 def make_codes(args: argparse.Namespace) -> None:
@@ -94,6 +94,7 @@ def main() -> None:
         step.add_argument("--out", type=Path, required=True, help="npz file (pictures) or folder (codes)")
         step.add_argument("--seed", type=int, default=0)
     steps.choices["pictures"].add_argument("--count", type=int, default=12_000)
+    steps.choices["pictures"].add_argument("--crowded", type=float, default=0.5, help="share that is no scene")
     steps.choices["codes"].add_argument("--codec", type=Path, required=True, help="folder of the image codec")
     steps.choices["codes"].add_argument("--scale", type=float, default=1.0, help="share of the 30,000 training scenes")
     steps.choices["codes"].add_argument("--threads", type=int, default=1)
