@@ -66,6 +66,13 @@ class AnyGPTForCausalLM(AnyGPTPreTrainedModel, AnyGPTGenerationMixin):
             )
         self.post_init()
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`; names the model for the pipeline's Auto class too."""
+        # transformers writes the entry of one Auto class only. The same class serves both.
+        if self._auto_class is not None:
+            self.config.auto_map["AutoModelForMultimodalLM"] = "modeling_anygpt.AnyGPTForCausalLM"
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
