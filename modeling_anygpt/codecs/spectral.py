@@ -51,7 +51,7 @@ class SpectralCodecConfig(PreTrainedConfig):
         decoder_layers=4,
         encoder_kernel=3,
         decoder_kernel=7,
-        griffin_lim_steps=16,
+        griffin_lim_steps=8,
         **kwargs,
     ):
         self.sampling_rate = sampling_rate
@@ -248,15 +248,19 @@ class SpectralCodecModel(PreTrainedModel):
 
     def _overlap_add(self, spectrum: torch.Tensor) -> torch.Tensor:
         """complex [B, T / hop_length, F] -> [B, T + 2 margin], the least-squares inverse of `_transform`."""
-        n_fft, hop, frames = self.config.n_fft, self.config.hop_length, spectrum.shape[1]
-        length = n_fft + hop * (frames - 1)
+        pieces = torch.fft.irfft(spectrum, n=self.config.n_fft) * self.window
+        weight = self.window.square().expand(1, spectrum.shape[1], -1)
+        return self._add(pieces) / self._add(weight).clamp(min=1e-3)
 
-        def add(pieces: torch.Tensor) -> torch.Tensor:  # [b, n_fft, frames] -> [b, length]
-            return F.fold(pieces, (1, length), (1, n_fft), stride=(1, hop))[:, 0, 0]
-
-        pieces = torch.fft.irfft(spectrum, n=n_fft) * self.window
-        weight = self.window.square()[None, :, None].expand(1, n_fft, frames)
-        return add(pieces.transpose(1, 2)) / add(weight).clamp(min=1e-3)
+    def _add(self, pieces: torch.Tensor) -> torch.Tensor:
+        """Overlapping pieces [B, N, n_fft], each a hop after the one before, summed: [B, n_fft + hop * (N - 1)]."""
+        hop, (batch, count, length) = self.config.hop_length, pieces.shape
+        rows = -(-length // hop)
+        pieces = F.pad(pieces, (0, rows * hop - length)).reshape(batch, count, rows, hop)
+        total = pieces.new_zeros(batch, count + rows - 1, hop)
+        for row in range(rows):
+            total[:, row : row + count] += pieces[:, :, row]
+        return total.reshape(batch, -1)[:, : length + hop * (count - 1)]
 
     def _first_phases(self, magnitude: torch.Tensor) -> torch.Tensor:
         """[B, N, F] -> phases [B, N, F] (rad): every bin advances at the frequency of the peak it belongs to."""
