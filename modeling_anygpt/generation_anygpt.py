@@ -257,26 +257,29 @@ class ModalityGrammar(LogitsProcessor):
     def check_prompt(self, prompt: torch.Tensor) -> None:
         """Raise a ValueError when the prompt [B, L] leaves no well-formed reply. Once per `generate`, not per step."""
         budget = self.max_length - prompt.shape[1]
-        owed = sum(cost for cost, required in zip(self.shortest, self.required, strict=True) if required)
-        if self.only_items and not owed:
-            owed = min(cost for cost, allowed in zip(self.shortest, self.allowed, strict=True) if allowed)
-        if prompt.shape[1]:
-            modality, written = (values.tolist() for values in self.position(prompt))
-        else:
-            modality, written = [0] * len(prompt), [0] * len(prompt)
-        for index, codes in zip(modality, written, strict=True):
-            need, what = owed + 1 if owed else 0, "what was asked for"
-            if index:
-                spec = self.specs[index - 1]
-                if not self.allowed[index - 1]:
+        if prompt.shape[1] == 0:
+            prompt = pad(prompt, (1, 0), value=self.neutral_id)
+        modality, written = (values.tolist() for values in self.position(prompt))
+        unfinished = (self._last(prompt, self.is_role[prompt])[0] == self.instruction_id).tolist()
+        names = [spec.name for spec in self.specs]
+        for index, codes, transcript in zip(modality, written, unfinished, strict=True):
+            current = names[index - 1] if index else None
+            costs = dict(zip(names, self.shortest, strict=True))
+            need = sum(costs[name] for name in self.request.required if name != current)
+            if self.only_items and not self.request.required and current is None:
+                need = min(costs[name] for name in self.request.allowed)
+            what = "what was asked for"
+            if current is not None:
+                spec, what = self.specs[index - 1], f"the open {current!r}"
+                if current not in self.request.allowed:
                     raise ValueError(
-                        f"The prompt ends inside an open {spec.name!r}, which is not among the output modalities "
+                        f"The prompt ends inside an open {current!r}, which is not among the output modalities "
                         f"{('text',) * self.request.text + self.request.allowed}. Add it or drop {spec.start_token!r}."
                     )
                 books = spec.num_codebooks
-                rest = max(spec.min_frames * books, -(-codes // books) * books) - codes + 1
-                others = owed - self.shortest[index - 1] if self.required[index - 1] or self.only_items else owed
-                need, what = rest + max(others, 0) + 1, f"the open {spec.name!r}"
+                need += max(spec.min_frames * books, -(-codes // books) * books) - codes + 1
+            # <eos>, and before it the mark that ends an open transcript; free text needs neither.
+            need += (need > 0) * (1 + (self.transcripts and transcript))
             if need > budget:
                 raise ValueError(
                     f"The budget of {budget} new tokens is too small for {what}: at least {need} are needed with the "
