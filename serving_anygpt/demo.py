@@ -157,8 +157,8 @@ def model_facts(engine: Engine, folder: Path, config: dict) -> list[tuple[str, s
         ("model", folder.name.replace("_", "-")),
         ("language model", f"{parameters / 1e6:.1f} M parameters"),
         ("all weights with codecs", f"{size:.0f} MB"),
-        ("codes", ", ".join(rows)),
-        ("run on", f"{engine.model.device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
+        ("codes in its vocabulary", ", ".join(rows)),
+        ("run on", f"{engine.model.device.type}, threads: {torch.get_num_threads()}, torch {torch.__version__}"),
     ]
 
 

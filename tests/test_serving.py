@@ -63,8 +63,10 @@ def test_encode_then_decode(output_of, files):
     names = output_of("decode --out back", lines).split()
     assert names == ["back/1_tone.wav", "back/2_tone.wav", "back/3_red.png"]
     assert soundfile.info(files / names[0]).duration == pytest.approx(1.0, abs=0.05)
-    red, green, blue = np.asarray(Image.open(files / names[2]).convert("RGB")).reshape(-1, 3).mean(0)
+    pixels = np.asarray(Image.open(files / names[2]).convert("RGB")).astype(int)
+    red, green, blue = pixels[28:36, 28:36].mean((0, 1))
     assert red > 2 * green and red > 2 * blue
+    assert pixels[:8, :8].mean() > 220  # the paper stays white
     assert output_of("decode", lines.splitlines()[2]) == "decoded.png\n"
 
 
