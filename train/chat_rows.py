@@ -9,9 +9,9 @@ from collections import defaultdict
 
 import numpy as np
 from make_tiny_data import Rows, block, load_items, load_speech, turn, voice_window
-from transformers import AutoModel
 
 from processing_anygpt import codec_io
+from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
 
 
@@ -25,14 +25,12 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
     for text, voice, codes in speech:
         utterances[text].append((voice, codes))
         by_voice[voice].append(codes)
-    pictures_of = defaultdict(list)
-    for caption, codes in load_items(args.images, split):
-        pictures_of[caption].append(codes)
     tunes_of = defaultdict(list)
     for caption, codes in load_items(args.music, split):
         tunes_of[caption].append(codes)
     spoken_captions = [text for text in utterances if language.core(text).startswith("a ")]
-    draw_missing(pictures_of, {language.core(t) for t in spoken_captions}, args.codecs / "image_codec", rng)
+    codecs = CodecShelf(str(args.codecs))
+    pictures_of = draw({language.core(t) for t in spoken_captions if " tune on " not in t}, codecs.get("image_codec"), rng)
 
     spoken_draw, spoken_play, look, listen = [], [], [], []
     for text in spoken_captions:
@@ -59,7 +57,8 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
     rows.write("spoken_play", split, spoken_play)
     rows.write("look", split, look)
     rows.write("listen", split, listen)
-    rows.write("spoken_say", split, sayings(utterances, by_voice, args, split, rng))
+    speech_codec = codecs.get("speech_codec")
+    rows.write("spoken_say", split, sayings(utterances, by_voice, speech_codec, split, rng))
     rows.write("questions", split, small_talk(utterances, by_voice, rng))
 
 
@@ -67,19 +66,16 @@ def transcript(text: str) -> dict:
     return {"type": "transcript", "text": text}
 
 
-def draw_missing(pictures_of: dict, captions: set[str], folder, rng: random.Random):
-    """Pictures for the captions that were spoken but are not in the picture codes."""
-    captions = sorted(c for c in captions if " tune on " not in c and c not in pictures_of)
-    codec = AutoModel.from_pretrained(folder).eval()
+def draw(captions: set[str], codec, rng: random.Random) -> dict[str, list[np.ndarray]]:
+    """A picture for every caption: {caption: [codes [64]]}."""
+    captions = sorted(captions)
     images = [pictures.draw(language.parse_scene(caption), rng) for caption in captions]
     values = [np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in images]
-    for caption, codes in zip(captions, codec_io.encode(codec, values), strict=True):
-        pictures_of[caption].append(codes[0])
+    return {caption: [codes[0]] for caption, codes in zip(captions, codec_io.encode(codec, values), strict=True)}
 
 
-def sayings(utterances: dict, by_voice: dict, args, split: str, rng: random.Random):
+def sayings(utterances: dict, by_voice: dict, codec, split: str, rng: random.Random):
     """Requests "say X", answered with X in the voice that asks."""
-    codec = AutoModel.from_pretrained(args.codecs / "speech_codec").eval()
     for voice in by_voice:
         asked = [(t, c) for t, said in utterances.items() if t.startswith("say ") for v, c in said if v == voice]
         asked = rng.sample(asked, min(len(asked), SAYINGS[split]))

@@ -2,7 +2,7 @@
 
   python train/make_tiny_data.py model --out data/tiny                       # tokenizer and first weights
   python train/make_tiny_data.py rows --out data/tiny --speech data/speech --images data/images --music data/music
-  python train/make_tiny_data.py chat --out data/tiny --speech data/speech --images data/images --music data/music
+  python train/make_tiny_data.py chat --out data/tiny --speech data/speech --music data/music
 
 Each task becomes DIR/rows/TASK_train.npz and TASK_heldout.npz: `ids` uint16 (rows end to end), `labelled` (bit-packed:
 which ids are learned), `offsets` int64 [N+1], each file under 60 MB. Sources are optional: a task without its codes is
