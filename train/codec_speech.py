@@ -251,7 +251,7 @@ def main():
         kept, first, commitment, used = z, z, z.new_zeros(()), []
         if step >= args.warm:
             draw = torch.rand(args.batch, device=args.device)
-            keep = torch.randint(2, levels, (args.batch,), device=args.device)
+            keep = torch.randint(1, levels, (args.batch,), device=args.device)
             keep = torch.where(draw < 0.55, levels, torch.where(draw > 0.9, 1, keep))
             kept, first, commitment, used = averages.quantise(z, keep, start=step == args.warm)
         made = model.decoder(kept)[:, 0]
