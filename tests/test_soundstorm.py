@@ -144,6 +144,16 @@ def test_paper_decoding_keeps_prompt_and_semantics(steps, greedy):
     assert torch.equal(again, codes)
 
 
+def test_known_vectors_give_the_code_of_least_expected_error():
+    """Torn between two far codes, it takes the one in the middle, which itself is not likely."""
+    model = tiny(paper_decoding=True, code_dimension=1)
+    model.code_vectors.copy_(torch.tensor([-9.0, 9, 0.5, 30, 30, 30, 30, 30]).view(1, 8, 1).expand(3, 8, 1))
+    with torch.no_grad():
+        model.net.to_logits["2"].weight.zero_()
+        model.net.to_logits["2"].bias.fill_(-20)[..., :2] = 0
+    assert (model.generate(torch.zeros(1, 4, dtype=torch.long))[..., 1:] == 2).all()
+
+
 def test_loss_masks_what_it_says():
     """Row 0 trains level 1 with half of it masked, row 1 level 0 fully masked; prompts and padding stay."""
     model, seen = tiny(), []

@@ -102,8 +102,9 @@ def start_from_codec(model: SoundStormModel, codec: SpeechTokenizerModel, codes:
     """Embeddings and heads start as one random projection of the codec's vectors: codes that sound alike start alike,
     so that what is learnt of a frequent code serves its rare neighbours. Biases start as log frequencies in the codes
     [frames, levels]."""
-    projection = torch.randn(codec.config.dimension, model.config.hidden_size)
-    vectors = torch.stack([book.embed for book in codec.quantizer.codebooks]) @ projection  # [levels, codes, D]
+    books = torch.stack([book.embed for book in codec.quantizer.codebooks])  # [levels, codes, dimension]
+    model.code_vectors.copy_(books[1:])
+    vectors = books @ torch.randn(codec.config.dimension, model.config.hidden_size)  # [levels, codes, D]
     vectors -= vectors.mean(1, keepdim=True)
     vectors /= vectors.std((1, 2), keepdim=True) * model.config.hidden_size**0.5
     model.semantic_token_emb.weight.copy_(vectors[0])
@@ -187,6 +188,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     train, held_out = (Utterances(args.data / f"codes_{name}.npz") for name in ("train", "heldout"))
+    codec = SpeechTokenizerModel.from_pretrained(args.codec)
     config = SoundStormConfig(
         num_quantizers=train.codes.shape[1] - 1,
         hidden_size=args.dim,
@@ -196,9 +198,9 @@ def main():
         ff_mult=args.ff_mult,
         conv_kernel_size=args.kernel,
         paper_decoding=True,
+        code_dimension=codec.config.dimension,
     )
     model = SoundStormModel(config)
-    codec = SpeechTokenizerModel.from_pretrained(args.codec)
     start_from_codec(model, codec, train.codes)
     soft_labels = neighbours(codec, args.perplexity).to(args.device)
     model.to(args.device).train()

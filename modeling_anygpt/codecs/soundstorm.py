@@ -29,6 +29,9 @@ class SoundStormConfig(PreTrainedConfig):
         ff_mult, conv_expansion_factor, conv_kernel_size: of its blocks.
         paper_decoding: how `generate` works. False: as the copy in AnyGPT's repository does. True: as the paper says
             and as `loss` trains: the levels above the current one stay masked and the prompt stays as given.
+        code_dimension: width of the codec's vectors where the model keeps them as `code_vectors`; 0, as released: it
+            does not. With them, paper decoding takes the code of least expected squared error instead of the
+            likeliest: a weak model, unsure among many codes, then picks a central one instead of noise.
     """
 
     model_type = "soundstorm"
@@ -44,6 +47,7 @@ class SoundStormConfig(PreTrainedConfig):
     conv_expansion_factor: int = 2
     conv_kernel_size: int = 31
     paper_decoding: bool = False
+    code_dimension: int = 0
 
     @property
     def mask_id(self) -> int:
@@ -230,6 +234,9 @@ class SoundStormModel(PreTrainedModel):
         super().__init__(config)
         self.net = SoundStormNetwork(config)
         self.semantic_token_emb = nn.Embedding(config.num_semantic_codes, config.hidden_size)
+        if config.code_dimension:
+            shape = (config.num_quantizers, config.codebook_size, config.code_dimension)
+            self.register_buffer("code_vectors", torch.zeros(shape))
         self.post_init()
 
     def _init_weights(self, module: nn.Module):
@@ -374,7 +381,7 @@ class SoundStormModel(PreTrainedModel):
             semantic: [B, n] codes of the semantic level.
             prompt: [B, P, 1 + q] codes of the voice to speak in, the semantic level first; or None.
             steps: refinements of the first acoustic level; each of the others takes one pass of the network.
-            greedy: take the likeliest code where the schedule allows it; else sample from the top 30 %.
+            greedy: take the best code where the schedule allows it; else sample from the top 30 %.
             generator: of the draws, on the model's device. Greedy with steps=1 does not depend on it.
 
         Returns:
@@ -399,7 +406,7 @@ class SoundStormModel(PreTrainedModel):
             for i in range(1, passes + 1):
                 logits = self.net.logits(self.net(codes, condition, None)[:, prompt:], level)  # [B, n, C]
                 if greedy:
-                    sampled = logits.argmax(-1)
+                    sampled = self._best(logits, level)
                 else:
                     sampled = sample(keep_likeliest(logits), (passes - i + 1) / passes, generator)
                 known = codes[:, prompt:, level]
@@ -411,6 +418,13 @@ class SoundStormModel(PreTrainedModel):
                     sampled = sampled.scatter(1, sure.topk(remask, largest=False).indices, self.config.mask_id)
                 codes[:, prompt:, level] = sampled
         return codes
+
+    def _best(self, logits: torch.Tensor, level: int) -> torch.Tensor:
+        """logits [B, n, C] -> codes [B, n]: of least expected squared error if vectors are known, else likeliest."""
+        if not self.config.code_dimension:
+            return logits.argmax(-1)
+        vectors = self.code_vectors[level]
+        return (2 * (logits.softmax(-1) @ vectors) @ vectors.T - vectors.square().sum(-1)).argmax(-1)
 
     def _fill_as_upstream(self, codes, condition, frames, steps, greedy, generator):
         """AnyGPT's copy, its quirks included: steps + 1 passes over the first level, with a temperature that rises;
