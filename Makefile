@@ -4,9 +4,11 @@ VENV   ?= .venv
 # Another build of torch: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
+DEVICE ?= cpu
+SOUND_FONT ?= /usr/share/sounds/sf2/TimGM6mb.sf2
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format eval eval-deps tiny clean
+.PHONY: demo test test-slow lint format eval eval-deps tiny tiny-codecs tiny-data tiny-lm clean
 
 demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
@@ -25,18 +27,46 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Held-out results of the embedded checkpoint, by judges that this project did not train.
-eval: eval-deps
-	$(BIN)/python eval/tiny.py
+# Held-out results of the embedded checkpoint, by judges that this project did not train. Needs the programs that speak
+# and the sound font (CONTRIBUTING.md).
+eval: eval-deps data/speech/codes_heldout.npz
+	$(BIN)/python eval/tiny.py --speech data/speech --sound-font $(SOUND_FONT) --out out/tiny_results.json
+
+data/speech/codes_heldout.npz: | eval-deps
+	$(BIN)/python train/make_speech_data.py --out data/speech --only heldout digits
 
 # --no-deps: these three pin old libraries (basic-pitch, Resemblyzer) or build against portaudio (tinysoundfont).
 eval-deps: $(VENV)/.package
 	$(PIP) --no-build-isolation -e ".[eval,data,train]"
 	$(PIP) --no-deps basic-pitch==0.4.0 Resemblyzer==0.1.4 tinysoundfont==0.3.7
 
-# Rebuilds every weight of the embedded checkpoint: data, codecs, alignment pre-training, instruction tuning.
-tiny: eval-deps
-	@echo "the steps are listed here by the checkpoint's release"; exit 1
+# Rebuilds every weight of the embedded checkpoint: data, codecs, alignment pre-training, instruction tuning. Hours on two
+# cores, but for the speech codec, which is meant for a GPU (train/codec_speech.py, minutes on an H100).
+TINY := modeling_anygpt/pretrained/anygpt_tiny
+PY   := PYTHONPATH=. $(BIN)/python
+tiny: tiny-codecs tiny-data tiny-lm
+
+tiny-codecs: eval-deps
+	$(PY) train/make_codec_data.py --out data/speech_codec
+	$(PY) train/codec_speech.py --data data/speech_codec --out $(TINY)/speech_codec --device $(DEVICE)
+	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 2400 --out data/music
+	$(PY) train/codec_music.py --data data/music --out $(TINY)/music_codec --device $(DEVICE)
+	$(PY) train/data_image.py pictures --out data/images/pictures_train.npz
+	$(PY) train/codec_image.py --data data/images/pictures_train.npz --out $(TINY)/image_codec
+
+tiny-data: eval-deps
+	$(PY) train/make_speech_data.py --out data/speech
+	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 6000 --seed 11 --out data/music --codec $(TINY)/music_codec
+	$(PY) train/data_image.py codes --codec $(TINY)/image_codec --out data/images
+	$(PY) train/soundstorm.py --data data/speech --codec $(TINY)/speech_codec --out $(TINY)/soundstorm --device $(DEVICE)
+	$(PY) train/make_tiny_data.py model --out data/tiny
+	$(PY) train/make_tiny_data.py rows --out data/tiny --speech data/speech --images data/images --music data/music
+	$(PY) train/make_tiny_data.py chat --out data/tiny --speech data/speech --music data/music
+
+tiny-lm: eval-deps
+	$(PY) train/lm.py train/configs/tiny_pretrain.yaml
+	$(PY) train/lm.py train/configs/tiny_sft.yaml
+	$(PY) train/assemble_tiny.py --lm runs/sft --tokenizer data/tiny/model --out $(TINY)
 
 # torch goes first and alone, so that no dependency can pull another build of it.
 $(VENV)/.torch: constraints.txt

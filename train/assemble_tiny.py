@@ -7,6 +7,7 @@ presets of `configs/tiny_generation.yaml` become generation_config.json.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -35,7 +36,18 @@ def main():
     model.save_pretrained(args.out)
     rows = [spec.to_dict() for spec in model.config.modalities]
     AnyGPTProcessor(tokenizer, rows).save_pretrained(args.out)
+    drop_code_copies(Path(args.out))
     print(f"{args.out}: {sum(f.stat().st_size for f in Path(args.out).rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+def drop_code_copies(folder: Path):
+    """`save_pretrained` exports code for `trust_remote_code`; inside the package that would be a second copy."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for path in folder.glob("*.json"):
+        settings = json.loads(path.read_text())
+        if settings.pop("auto_map", None):
+            path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 if __name__ == "__main__":
