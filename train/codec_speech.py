@@ -274,7 +274,7 @@ def main():
         optimizers["codec"].step()
 
         right = (logits[known].argmax(-1) == phone[known]).float().mean() if known.any() else torch.zeros(())
-        sums += [sound.item(), float(commitment), right.item()]
+        sums += [sound.item(), commitment.item(), right.item()]
         if (step + 1) % args.log == 0:
             sound_, commitment_, right_ = sums / args.log
             print(
