@@ -1,14 +1,14 @@
 """Held-out results of anygpt-tiny, by judges this project did not train where one exists.
 
-  python train/make_speech_data.py --out data/speech --only heldout digits       # the recordings (needs the voices' programs)
+  python train/make_speech_data.py --out data/speech --only heldout digits   # recordings; needs the voices' programs
   python eval/tiny.py --speech data/speech --sound-font TimGM6mb.sf2 --out results/tiny.json
 
 Nothing judged here was seen in training: sentences, scenes and tunes whose words are held out by
-`tiny_world.language.is_held_out`, and two voices never heard. Prints one markdown table and writes every item, so that a
-number can be followed to what was said, drawn or played. `--tasks` picks some; `--items` scales all of them.
+`tiny_world.language.is_held_out`, and two voices never heard. Prints one markdown table and writes every item, so that
+a number can be followed to what was said, drawn or played. `--tasks` picks some; `--items` scales all of them.
 
-Judges: pocketsphinx (words), Resemblyzer (whose voice), DNSMOS (quality), pixels against rendered references (pictures),
-basic-pitch and librosa (notes, tempo). The instrument judge alone is fitted by us, on originals.
+Judges: pocketsphinx (words), Resemblyzer (whose voice), DNSMOS (quality), pixels against rendered references
+(pictures), basic-pitch and librosa (notes, tempo). The instrument judge alone is fitted by us, on originals.
 Needs: pip install anygpt-hf[eval]; see CONTRIBUTING.md for the programs and the sound font.
 """
 
@@ -30,7 +30,6 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 import processing_anygpt  # noqa: F401  registers the classes
 from processing_anygpt.conversation import render
 from processing_anygpt.tiny_world import language, pictures, tunes, voices
-
 
 RATE = 16_000  # Hz, speech and music of the tiny world
 BATCH = 16
@@ -161,7 +160,9 @@ def judge_spoken(made, copies, said, voices_asked, speech: Recordings, report: R
     known = speech.of(*voices.TRAINING_VOICES)
     centroids = judge_speech.voice_centroids([speech.wave[i] for i in known], [speech.voice[i] for i in known])
     right = {
-        source: np.mean([judge_speech.nearest_voice(w, centroids) == v for w, v in zip(waves, voices_asked, strict=True)])
+        source: np.mean(
+            [judge_speech.nearest_voice(w, centroids) == v for w, v in zip(waves, voices_asked, strict=True)]
+        )
         for source, waves in (("made", made), ("copy", copies))
     }
     report.add("voice cloning, prompt's speaker is nearest", "Resemblyzer", right["made"], count,
@@ -284,7 +285,9 @@ def spoken_requests(subject: Subject, speech: Recordings, report: Report, scale:
         inner = language.core(speech.text[i])
         if inner == speech.text[i]:
             continue
-        kinds["speech" if speech.text[i].startswith("say ") else "music" if " tune on " in inner else "image"].append(i)
+        kinds["speech" if speech.text[i].startswith("say ") else "music" if " tune on " in inner else "image"].append(
+            i
+        )
     instrument = judge_music.InstrumentJudge(sound_font)
     for kind, chosen in kinds.items():
         codes = subject.encode("speech", [speech.wave[i] for i in chosen])
@@ -323,7 +326,9 @@ def grammar(subject: Subject, report: Report, scale: float):
                    for _ in range(per_choice)]  # fmt: skip
         for reply in subject.answer(prompts, modalities, do_sample=True, temperature=1.5, top_k=0, top_p=1.0):
             bad += not well_formed(reply, modalities, subject)
-    report.add("malformed or wrong-modality outputs at temperature 1.5", "grammar", bad, per_choice * len(choices), "0")
+    report.add(
+        "malformed or wrong-modality outputs at temperature 1.5", "grammar", bad, per_choice * len(choices), "0"
+    )
 
 
 def well_formed(reply: list[int], modalities: tuple[str, ...], subject: Subject) -> bool:

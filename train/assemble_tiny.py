@@ -2,8 +2,8 @@
 
   python train/assemble_tiny.py --lm runs/sft --tokenizer data/tiny/model --out modeling_anygpt/pretrained/anygpt_tiny
 
-The codecs' trainers write their own subfolders of OUT (image_codec, speech_codec, soundstorm, music_codec). The sampling
-presets of `configs/tiny_generation.yaml` become generation_config.json.
+The codecs' trainers write their own subfolders of OUT (image_codec, speech_codec, soundstorm, music_codec). The
+sampling presets of `configs/tiny_generation.yaml` become generation_config.json.
 """
 
 import argparse

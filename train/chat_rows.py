@@ -1,7 +1,7 @@
 """Conversations for instruction tuning: typed or spoken requests, with or without media, answered in any modality.
 
-Part of make_tiny_data.py's `chat` step. A spoken request is answered with its transcript first (`<-Ins-> ... <-Res->`),
-so that hearing and doing, both learned in alignment, are chained and not learned anew.
+Part of make_tiny_data.py's `chat` step. A spoken request is answered with its transcript first (`<-Ins-> ...
+<-Res->`), so that hearing and doing, both learned in alignment, are chained and not learned anew.
 """
 
 import random
@@ -13,7 +13,6 @@ from make_tiny_data import Rows, block, load_items, load_speech, turn, voice_win
 from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
-
 
 SAYINGS = {"train": 120, "heldout": 8}  # replies to speak for each voice
 
@@ -30,7 +29,9 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
         tunes_of[caption].append(codes)
     spoken_captions = [text for text in utterances if language.core(text).startswith("a ")]
     codecs = CodecShelf(str(args.codecs))
-    pictures_of = draw({language.core(t) for t in spoken_captions if " tune on " not in t}, codecs.get("image_codec"), rng)
+    pictures_of = draw(
+        {language.core(t) for t in spoken_captions if " tune on " not in t}, codecs.get("image_codec"), rng
+    )
 
     spoken_draw, spoken_play, look, listen = [], [], [], []
     for text in spoken_captions:

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-
 PHONES = 40  # first entries of the speech codec's level-1 feature: phone logits (train/codec_speech.py)
 SPREAD = 0.02  # root mean square of transformers' first embeddings (initializer_range)
 

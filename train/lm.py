@@ -3,8 +3,8 @@
   python train/lm.py train/configs/tiny_pretrain.yaml
   python train/lm.py train/configs/tiny_sft.yaml --resume_from_checkpoint runs/sft/checkpoint-500
 
-The YAML file holds the fields of `RowArguments` and of transformers' `TrainingArguments`; a key that neither knows is an
-error, and `--key value` on the command line overrides it. A batch holds rows of one task and of similar length, about
+The YAML file holds the fields of `RowArguments` and of transformers' `TrainingArguments`; a key that neither knows is
+an error, and `--key value` on the command line overrides it. A batch holds rows of one task and of similar length, about
 `tokens_per_batch` ids; tasks are drawn by `mixture`. So little is padded, and the mean over a batch of transcripts
 weighs as much as the mean over a batch of speech, though a transcript is ten times shorter.
 """
@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, Trainer, TrainingArguments
 
 import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
-
 
 IGNORED = -100
 
@@ -148,9 +147,7 @@ def main():
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     train = Batches(folder, mixture, training.max_steps, rows.tokens_per_batch, training.seed)
     heldout = {task: HeldOut(folder / f"{task}_heldout.npz", rows.heldout_rows) for task in mixture}
-    trainer = RowTrainer(
-        model=model, args=training, train_dataset=train, eval_dataset=heldout, data_collator=the_only
-    )
+    trainer = RowTrainer(model=model, args=training, train_dataset=train, eval_dataset=heldout, data_collator=the_only)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     model.config.text_config.use_cache = True
     trainer.save_model()

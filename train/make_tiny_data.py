@@ -6,7 +6,7 @@
 
 Each task becomes DIR/rows/TASK_train.npz and TASK_heldout.npz: `ids` uint16 (rows end to end), `labelled` (bit-packed:
 which ids are learned), `offsets` int64 [N+1], each file under 60 MB. Sources are optional: a task without its codes is
-skipped. `chat` also speaks replies and draws pictures that the code files don't hold, so it needs the voices' programs.
+skipped. `chat` also speaks replies and draws pictures that no code file holds, so it needs the voices' programs.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from modeling_anygpt import AnyGPTConfig, ModalitySpec
 from processing_anygpt.conversation import render
 from processing_anygpt.tiny_world import language
 from processing_anygpt.vocabulary import add_modality_tokens
-
 
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
 
@@ -75,7 +74,9 @@ def text_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE over the tiny world's sentences; `<pad>` is 0."""
     rng = random.Random(0)
     texts = [language.sample_spoken(rng) for _ in range(4000)]
-    texts += [" " + i.format(text=language.expand("picture", rng)) for i in sum(language.INSTRUCTIONS.values(), [])] * 9
+    texts += [
+        " " + i.format(text=language.expand("picture", rng)) for i in sum(language.INSTRUCTIONS.values(), [])
+    ] * 9
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -3,9 +3,8 @@
 from transformers import AutoConfig, AutoModel
 
 from .soundstorm import SoundStormConfig, SoundStormModel
-from .speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 from .spectral import SpectralCodecConfig, SpectralCodecModel
-
+from .speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 
 for model in (SpeechTokenizerModel, SoundStormModel, SpectralCodecModel):
     AutoConfig.register(model.config_class.model_type, model.config_class)

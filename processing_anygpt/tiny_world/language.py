@@ -1,15 +1,14 @@
 """Every sentence of the tiny world: one grammar that samples text, feeds the judge's recogniser and splits the data.
 
-`RULES` maps a rule name to its alternatives; `<name>` inside an alternative refers to another rule. The same table gives
-random sentences (`expand`) and a JSGF grammar (`jsgf`), so a judge can never disagree with the data about what can be said.
-Text is lower case without punctuation, as a recogniser writes it.
+`RULES` maps a rule name to its alternatives; `<name>` inside an alternative refers to another rule. The same table
+gives random sentences (`expand`) and a JSGF grammar (`jsgf`), so a judge can never disagree with the data about what
+can be said. Text is lower case without punctuation, as a recogniser writes it.
 """
 
 import random
 import re
 import zlib
 from dataclasses import dataclass
-
 
 RULES: dict[str, list[str]] = {
     # pictures
@@ -117,8 +116,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three things. `relation` is None for one, a word of RULES["relation"] for two (first thing relative to the
-    second), "row" for three (left to right, all small)."""
+    """One to three things. `relation` is None for one, a word of RULES["relation"] for two (first thing relative to
+    the second), "row" for three (left to right, all small)."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
@@ -178,7 +177,11 @@ def vocabulary() -> list[str]:
 
 def jsgf(rules: list[str] | None = None) -> str:
     """The closed grammar of the given top rules (all spoken ones by default), in Java Speech Grammar Format."""
-    lines = ["#JSGF V1.0;", "grammar tiny;", f"public <sentence> = {' | '.join(f'<{r}>' for r in rules or SPOKEN_MIX)};"]
+    lines = [
+        "#JSGF V1.0;",
+        "grammar tiny;",
+        f"public <sentence> = {' | '.join(f'<{r}>' for r in rules or SPOKEN_MIX)};",
+    ]
     lines += [f"<{name}> = {' | '.join(f'( {a} )' for a in alternatives)};" for name, alternatives in RULES.items()]
     return "\n".join(lines) + "\n"
 
