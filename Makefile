@@ -14,7 +14,7 @@ demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

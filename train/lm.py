@@ -4,9 +4,9 @@
   python train/lm.py train/configs/tiny_sft.yaml --resume_from_checkpoint runs/sft/checkpoint-500
 
 The YAML file holds the fields of `RowArguments` and of transformers' `TrainingArguments`; a key that neither knows is
-an error, and `--key value` on the command line overrides it. A batch holds rows of one task and of similar length, about
-`tokens_per_batch` ids; tasks are drawn by `mixture`. So little is padded, and the mean over a batch of transcripts
-weighs as much as the mean over a batch of speech, though a transcript is ten times shorter.
+an error, and `--key value` on the command line overrides it. A batch holds rows of one task and of similar length,
+about `tokens_per_batch` ids; tasks are drawn by `mixture`. So little is padded, and the mean over a batch of
+transcripts weighs as much as the mean over a batch of speech, though a transcript is ten times shorter.
 """
 
 import json
