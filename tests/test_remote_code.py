@@ -35,6 +35,7 @@ def test_remote_code(tmp_path):
         "generation_anygpt.py",
     }
     prompt = [HUMAN, 7, 8, EOH, ASSISTANT, 9]
+    # -S: an editable installation of this repository puts its finder there, PYTHONPATH alone brings the libraries.
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path),
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
@@ -42,7 +43,7 @@ def test_remote_code(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "saved"), str(prompt)],
+        [sys.executable, "-S", "-c", SCRIPT, str(tmp_path / "saved"), str(prompt)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

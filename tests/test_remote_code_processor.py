@@ -49,7 +49,11 @@ def test_remote_code(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, env=environment
+        [sys.executable, "-S", "-c", SCRIPT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
     )
     assert result.returncode == 0, result.stderr
     message = {"role": "user", "content": [{"type": "speech", "path": tmp_path / "in.wav"}]}
