@@ -32,7 +32,8 @@ from processing_anygpt.conversation import render
 from processing_anygpt.tiny_world import language, pictures, tunes, voices
 
 RATE = 16_000  # Hz, speech and music of the tiny world
-BATCH = 16
+BATCH = 32
+GRAMMAR_TOKENS = 200  # budget of the malformed-output test: less than a tune takes, so it must be closed early
 
 
 class Subject:
@@ -48,7 +49,10 @@ class Subject:
 
     @torch.inference_mode()
     def answer(self, contents: list[list], modalities: tuple[str, ...], required: tuple[str, ...] = (), **options):
-        """User contents (blocks; a bare string is text) -> the ids of each reply, in order; batched by length."""
+        """User contents (blocks; a bare string is text) -> the ids of each reply, in order; batched by length.
+
+        `options` are those of `generate`."""
+        options = {"max_new_tokens": 700} | options
         replies = [None] * len(contents)
         prompts = [self._prompt(content) for content in contents]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -58,7 +62,7 @@ class Subject:
                 {"input_ids": [prompts[i] for i in chosen]}, padding=True, padding_side="left", return_tensors="pt"
             )
             output = self.model.generate(
-                **padded, output_modalities=modalities, required_modalities=required, max_new_tokens=700, **options
+                **padded, output_modalities=modalities, required_modalities=required, **options
             )
             for i, row in zip(chosen, output[:, padded["input_ids"].shape[1] :], strict=True):
                 replies[i] = row.tolist()
@@ -324,7 +328,8 @@ def grammar(subject: Subject, report: Report, scale: float):
     for modalities in choices:
         prompts = [[language.expand(rng.choice(["picture_request", "tune_request", "speech_request"]), rng)]
                    for _ in range(per_choice)]  # fmt: skip
-        for reply in subject.answer(prompts, modalities, do_sample=True, temperature=1.5, top_k=0, top_p=1.0):
+        sampling = {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_new_tokens": GRAMMAR_TOKENS}
+        for reply in subject.answer(prompts, modalities, **sampling):
             bad += not well_formed(reply, modalities, subject)
     report.add(
         "malformed or wrong-modality outputs at temperature 1.5", "grammar", bad, per_choice * len(choices), "0"
