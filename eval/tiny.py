@@ -210,6 +210,9 @@ def images(subject: Subject, report: Report, scale: float):
     wanted = scenes(round(150 * scale))
     rng = random.Random(2)
     codes = subject.encode("image", [pictures.draw(scene, rng) for scene in wanted])
+    copies = subject.processor.decode_codes("image", codes)
+    kept = [pictures.matches(copy.image, scene) for copy, scene in zip(copies, wanted, strict=True)]
+    report.add("image codec alone, every attribute kept", "pixels", np.mean(kept), len(kept))
     replies = subject.answer([["describe this picture", block("image", c)] for c in codes], ("text",))
     right = []
     for scene, reply in zip(wanted, replies, strict=True):
