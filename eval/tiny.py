@@ -13,6 +13,7 @@ Needs: pip install anygpt-hf[eval]; see CONTRIBUTING.md for the programs and the
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -102,7 +103,7 @@ class Report:
     def __init__(self):
         self.rows, self.items = [], defaultdict(list)
 
-    def add(self, task: str, judge: str, value: float, count: int, bar: str = "", lower: bool = False):
+    def add(self, task: str, judge: str, value: float, count: int, bar: str = ""):
         self.rows.append({"task": task, "judge": judge, "value": round(float(value), 4), "items": count, "bar": bar})
         print(f"| {task} | {judge} | {value:.3f} | {count} | {bar} |", flush=True)
 
@@ -143,24 +144,25 @@ def tts(subject: Subject, speech: Recordings, report: Report, scale: float):
     replies = subject.answer(contents, ("speech",), ("speech",))
     made = [subject.parse(reply, prompt)["speech"].waveform for reply, prompt in zip(replies, prompts, strict=True)]
     copies = reconstruct(subject, [speech.wave[i] for i in chosen])
-    judge_spoken(made, copies, said, [speech.voice[i] for i in chosen], speech, report, "TTS", "tts")
+    judge_spoken(made, copies, said, [speech.voice[i] for i in chosen], speech, report)
 
 
-def judge_spoken(made, copies, said, voices_asked, speech: Recordings, report: Report, name: str, key: str):
+def judge_spoken(made, copies, said, voices_asked, speech: Recordings, report: Report):
+    """Words, voice and quality of what was `made`, beside `copies`: the same sentences through the codec alone."""
     errors = {}
     for source, waves in (("made", made), ("copy", copies)):
         for kind in ("closed", "open"):
             heard = [judge_speech.transcribe(wave, kind) for wave in waves]
             errors[source, kind] = judge_speech.word_error_rate(said, heard)
-            report.items[key] += [
+            report.items["tts"] += [
                 {"wave": source, "judge": kind, "voice": v, "said": s, "heard": h}
                 for v, s, h in zip(voices_asked, said, heard, strict=True)
             ]
     count = len(said)
-    report.add(f"{name}", "pocketsphinx closed grammar, WER", errors["made", "closed"], count, "<= 0.08")
+    report.add("TTS", "pocketsphinx closed grammar, WER", errors["made", "closed"], count, "<= 0.08")
     report.add("the same of codec-reconstructed recordings", "the same", errors["copy", "closed"], count)
     extra = errors["made", "open"] - errors["copy", "open"]
-    report.add(f"{name}, above codec-reconstructed recordings", "pocketsphinx open, WER", extra, count, "<= 0.10")
+    report.add("TTS, above codec-reconstructed recordings", "pocketsphinx open, WER", extra, count, "<= 0.10")
     known = speech.of(*voices.TRAINING_VOICES)
     centroids = judge_speech.voice_centroids([speech.wave[i] for i in known], [speech.voice[i] for i in known])
     right = {
@@ -240,6 +242,12 @@ def picture_is(subject: Subject, reply: list[int], scene: language.Scene) -> boo
     return part is not None and pictures.matches(part.image, scene)
 
 
+@functools.cache
+def instrument_judge(sound_font: str) -> judge_music.InstrumentJudge:
+    """Fitted once a run: it renders some hundred clips."""
+    return judge_music.InstrumentJudge(sound_font)
+
+
 def music(subject: Subject, report: Report, scale: float, sound_font: str):
     captions = [c for c in judge_music.tune_captions() if language.is_held_out(c)]
     rng = random.Random(3)
@@ -247,7 +255,7 @@ def music(subject: Subject, report: Report, scale: float, sound_font: str):
     originals = [tunes.render(tunes.notes(t, rng), t.instrument, sound_font) for t in wanted]
     codes = subject.encode("music", originals)
     copies = [part.waveform for part in subject.processor.decode_codes("music", codes)]
-    instrument = judge_music.InstrumentJudge(sound_font)
+    instrument = instrument_judge(sound_font)
     heard = {
         name: [judge_music.judge(wave, RATE, instrument) for wave in waves]
         for name, waves in (("original", originals), ("copy", copies))
@@ -295,7 +303,7 @@ def spoken_requests(subject: Subject, speech: Recordings, report: Report, scale:
         kinds["speech" if speech.text[i].startswith("say ") else "music" if " tune on " in inner else "image"].append(
             i
         )
-    instrument = judge_music.InstrumentJudge(sound_font)
+    instrument = instrument_judge(sound_font)
     for kind, chosen in kinds.items():
         codes = subject.encode("speech", [speech.wave[i] for i in chosen])
         replies = subject.answer([[block("speech", c)] for c in codes], ("text", kind), (kind,))
