@@ -27,6 +27,8 @@ def as_block(value: str, modalities: list[str], audio: str = "speech") -> dict:
     name, _, rest = value.partition(":")
     if rest and name in modalities and (Path(rest).suffix.lower() in AUDIO_SUFFIXES + IMAGE_SUFFIXES or is_file(rest)):
         return {"type": name, "path": existing(rest)}
+    if rest and name.isidentifier() and is_file(rest):
+        raise ValueError(f"Unknown modality {name!r} of {rest!r}. This model knows: {', '.join(modalities)}.")
     suffix = Path(value).suffix.lower()
     if suffix in AUDIO_SUFFIXES:
         return {"type": audio, "path": existing(value)}

@@ -15,6 +15,7 @@ BAD = {
         "Unknown modality 'video'. This model knows: text, image, speech",
     ),
     "unknown sound modality": ("generate --to text --as video tone.wav", "Unknown modality 'video'"),
+    "file of an unknown modality": ("generate --to text video:tone.wav", "Unknown modality 'video'"),
     "empty text": (["generate", "--to", "speech", " "], "empty text"),
     "empty text file": ("generate --to speech empty.txt", "empty text"),
     "empty standard input": ("generate --to speech -", "empty text"),

