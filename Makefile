@@ -57,7 +57,7 @@ tiny-codecs: eval-deps
 tiny-data: eval-deps
 	$(PY) train/make_speech_data.py --out data/speech
 	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 6000 --seed 11 --out data/music --codec $(TINY)/music_codec
-	$(PY) train/data_image.py codes --codec $(TINY)/image_codec --out data/images
+	$(PY) train/data_image.py codes --scale 1.3 --codec $(TINY)/image_codec --out data/images
 	$(PY) train/soundstorm.py --data data/speech --codec $(TINY)/speech_codec --out $(TINY)/soundstorm --device $(DEVICE)
 	$(PY) train/make_tiny_data.py model --out data/tiny
 	$(PY) train/make_tiny_data.py rows --out data/tiny --speech data/speech --images data/images --music data/music

@@ -1,10 +1,10 @@
 """Speak the tiny world and turn it into speech codes for the language model.
 
-  python train/make_speech_data.py --out data/speech --hours 4 --workers 2
+  python train/make_speech_data.py --out data/speech --hours 5.3 --workers 2
 
 Writes, all in one form (`codes` uint16 [8, sum T], `offsets` int64 [N+1], `voice` and `text` unicode [N]):
   codes_train.npz     training voices, sentences that are not held out; one in five resampled by 0.9 to 1.1, which
-                      moves pitch and pace, its voice written as "flite_slt*1.07"; and strangers to listen to (eight
+                      moves pitch and pace, its voice written as "flite_slt*1.07"; and strangers to listen to (four
                       minutes of each of `voices.HEARD_VOICES`, every one resampled, tilted and noisy)
   codes_heldout.npz   held-out sentences in the training voices and in two voices training never hears
   human_digits.npz    digit strings by a real speaker, joined from Asterisk's prompts (CC-BY-SA-3.0)
@@ -46,8 +46,8 @@ DIGITS = language.RULES["digit"]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--hours", type=float, default=4.0, help="of unperturbed training speech")
-    parser.add_argument("--heard-rounds", type=int, default=2, help="times four minutes of every voice only heard")
+    parser.add_argument("--hours", type=float, default=5.3, help="of unperturbed training speech")
+    parser.add_argument("--heard-rounds", type=int, default=1, help="times four minutes of every voice only heard")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--codec", default="modeling_anygpt/pretrained/anygpt_tiny/speech_codec")
