@@ -5,7 +5,9 @@ Imports nothing heavy, so that a wrong argument is reported before a model is lo
 
 import json
 import os
+import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -147,3 +149,23 @@ def write_atomic(path: str | os.PathLike, write) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike):
+    """Yields a temporary folder beside `path` and renames it at the end, so that `path` appears whole or not at all.
+
+    Raises:
+        ValueError: `path` exists, or can't be made.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists already. Give the name of a new folder, or remove it.")
+    writable_folder(path.parent, create=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
