@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from modeling_anygpt.codecs import SoundStormConfig, SoundStormModel, SpeechTokenizerConfig, SpeechTokenizerModel
 from modeling_anygpt.codecs.soundstorm import rotary_angles
+from modeling_anygpt.conversion.soundstorm import load_official
 
 CASES = read_json("soundstorm", "cases.json")
 
@@ -30,7 +31,7 @@ def official(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(official):
-    return SoundStormModel.from_official(official, num_attention_heads=4)
+    return load_official(official, num_attention_heads=4)
 
 
 def close(actual, expected, stride=1):
@@ -102,13 +103,13 @@ def test_foreign_official_file_is_refused(official, tmp_path):
     weights = torch.load(official, weights_only=True)
     weights["net.extra"] = weights.pop("net.heads.0.bias")
     torch.save(weights, tmp_path / "renamed.pt")
-    with pytest.raises(ValueError, match=r"missing \['net.heads.0.bias'\], unknown \['net.extra'\]"):
-        SoundStormModel.from_official(tmp_path / "renamed.pt", num_attention_heads=4)
+    with pytest.raises(ValueError, match=r"1 missing \(net.heads.0.bias\), 1 unknown \(net.extra\)"):
+        load_official(tmp_path / "renamed.pt", num_attention_heads=4)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no SoundStorm"):
-        SoundStormModel.from_official(tmp_path / "other.pt")
+        load_official(tmp_path / "other.pt")
     with pytest.raises(ValueError, match="Got 7 heads, allowed divisors of the attention width 64"):
-        SoundStormModel.from_official(official, num_attention_heads=7)
+        load_official(official, num_attention_heads=7)
 
 
 def test_saved_model_loads_with_auto_classes(model, goldens, tmp_path):

@@ -2,7 +2,7 @@
 
 Borsos et al., "SoundStorm: Efficient Parallel Audio Generation", arXiv 2305.09636; the conformer is that of
 arXiv 2005.08100. Tensor names and, by default, the decoding are those of the copy in OpenMOSS/AnyGPT, so that released
-checkpoints load (`SoundStormModel.from_official`) and give the same tokens. This file imports nothing from its
+checkpoints load (`modeling_anygpt.conversion.soundstorm`) and give the same tokens. This file imports nothing from its
 siblings: it can be shipped beside the weights as remote code.
 
 Shapes: B batch, n frames to fill, P frames of prompt, S = P + n, q acoustic levels, C codes per level, D width.
@@ -249,47 +249,6 @@ class SoundStormModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, SoundStormChannelNorm):
             nn.init.ones_(module.gamma)
-
-    @classmethod
-    def from_official(cls, checkpoint: str, num_attention_heads: int = 8) -> "SoundStormModel":
-        """Reads an official state dict (a pickle, loaded as weights only); its shapes give the configuration.
-
-        Only the number of heads leaves no trace in them; the released model has 8. Returns the model in float32 and
-        eval mode. Raises ValueError for tensors that lack, are unknown or misshapen.
-        """
-        tensors = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        block = "net.conformer.layers.0."
-        needed = ("net.to_logits.2.weight", "semantic_token_emb.weight", block + "attn.fn.to_q.weight")
-        needed += (block + "ff1.fn.fn.net.0.weight", block + "conv.ds_conv.conv.weight")
-        if lacking := [key for key in needed if key not in tensors]:
-            raise ValueError(f"{checkpoint} is no SoundStorm of AnyGPT's layout: it lacks {lacking}.")
-        head, semantic, queries, feed_forward, conv = (tensors[key].shape for key in needed)
-        if queries[0] % num_attention_heads:
-            raise ValueError(f"Got {num_attention_heads} heads, allowed divisors of the attention width {queries[0]}.")
-        depth = 1 + max(int(key.split(".")[3]) for key in tensors if key.startswith("net.conformer.layers."))
-        config = cls.config_class(
-            num_semantic_codes=semantic[0],
-            codebook_size=head[2],
-            num_quantizers=head[0],
-            hidden_size=head[1],
-            num_hidden_layers=depth,
-            num_attention_heads=num_attention_heads,
-            head_dim=queries[0] // num_attention_heads,
-            ff_mult=feed_forward[0] // head[1],
-            conv_expansion_factor=conv[0] // head[1],
-            conv_kernel_size=conv[2],
-        )
-        model = cls(config)
-        own = model.state_dict()
-        missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        shapes = [key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape]
-        if missing or unknown or shapes:
-            raise ValueError(
-                f"{checkpoint} is no SoundStorm of AnyGPT's layout: missing {missing}, unknown {unknown}, "
-                f"of another shape {sorted(shapes)}."
-            )
-        model.load_state_dict({key: value.float() for key, value in tensors.items()})
-        return model.eval()
 
     def forward(
         self, semantic: torch.Tensor, acoustic: torch.Tensor, attention_mask: torch.Tensor | None = None

@@ -2,13 +2,12 @@
 
 Zhang et al., "SpeechTokenizer: Unified Speech Tokenizer for Speech Language Models", arXiv 2308.16692; the layers are
 the SEANet of Encodec (arXiv 2210.13438). Written so that official checkpoints load with their own tensor names
-(`SpeechTokenizerModel.from_official`). This file imports nothing from its siblings: it can be shipped beside the
-weights as remote code.
+(`modeling_anygpt.conversion.speech_tokenizer`). This file imports nothing from its siblings: it can be shipped beside
+the weights as remote code.
 
 Shapes: B batch, K codebooks (levels), T audio samples, T' frames, C channels.
 """
 
-import json
 import math
 from dataclasses import dataclass
 
@@ -69,11 +68,6 @@ class SpeechTokenizerConfig(PreTrainedConfig):
     def frame_rate(self) -> float:
         """Frames per second (Hz)."""
         return self.sampling_rate / self.hop_length
-
-
-# Official names of the settings that ours renames, and of the buffers that only codebook training needs.
-OFFICIAL_NAMES = {"sampling_rate": "sample_rate", "num_codebooks": "n_q"}
-TRAINING_BUFFERS = ("inited", "cluster_size", "embed_avg")
 
 
 class WeightNorm(nn.Module):
@@ -287,30 +281,6 @@ class SpeechTokenizerModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (WeightNorm, SpeechTokenizerCodebook, nn.Linear, nn.LSTM)):
             module.reset_parameters()
-
-    @classmethod
-    def from_official(cls, config_json: str, checkpoint: str) -> "SpeechTokenizerModel":
-        """Reads an official `config.json` and state dict (float16 or float32; a pickle, loaded as weights only).
-
-        Returns the model in float32 and eval mode. Raises ValueError for tensors that lack, are unknown or misshapen.
-        """
-        with open(config_json) as file:
-            official = json.load(file)
-        names = {name: OFFICIAL_NAMES.get(name, name) for name in cls.config_class.__annotations__}
-        config = cls.config_class(**{ours: official[name] for ours, name in names.items() if name in official})
-        model = cls(config)
-        tensors = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        tensors = {key: value for key, value in tensors.items() if key.rsplit(".", 1)[-1] not in TRAINING_BUFFERS}
-        own = model.state_dict()
-        missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        shapes = [key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape]
-        if missing or unknown or shapes:
-            raise ValueError(
-                f"{checkpoint} does not hold the SpeechTokenizer that {config_json} describes: "
-                f"missing {missing}, unknown {unknown}, of another shape {sorted(shapes)}. Pass the matching pair."
-            )
-        model.load_state_dict({key: value.float() for key, value in tensors.items()})
-        return model.eval()
 
     @torch.no_grad()
     def encode(self, values: torch.Tensor, n_q: int | None = None, st: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # What stands at the beginning of a file that was not downloaded right, and what to say of it.
 IMPOSTORS = {
@@ -100,3 +101,22 @@ def check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size
 def some(names: list[str]) -> str:
     """The first few names; all of a thousand missing tensors would hide the message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def meta_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of a model, which is built without memory for them."""
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"No {model_class.__name__} can be built with this configuration: {error}.") from error
+    return {key: value.shape for key, value in model.state_dict().items()}
+
+
+def build(model_class: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict) -> PreTrainedModel:
+    """A model with copies of `tensors` in float32, in eval mode. All of its tensors must be among them."""
+    with torch.device("meta"):
+        model = model_class(config)
+    copies = {key: value.to(torch.float32, copy=True) for key, value in tensors.items()}
+    model.load_state_dict(copies, assign=True)
+    return model.eval()

@@ -1,0 +1,153 @@
+"""SEED-2: the official `seed_quantizer.pt` and LAVIS' `eva_vit_g.pth` -> `Seed2TokenizerModel`.
+
+The first file lacks the ViT (users of AnyGPT report 511 missing tensors: exactly those), the second is the ViT. Both
+may be float16 or float32.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+from ..codecs.seed2 import Seed2TokenizerConfig, Seed2TokenizerModel
+from .pickles import check_tensors, read_pickle
+
+# Our names -> the official ones, applied in this order.
+RENAMES = (
+    (r"^vision_model\.embeddings\.class_embedding", "visual_encoder.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding", "visual_encoder.pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding", "visual_encoder.patch_embed.proj"),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.", r"visual_encoder.blocks.\1."),
+    (r"^vision_model\.post_layernorm", "ln_vision"),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.qkv\.", ".attn.qkv."),
+    (r"\.self_attn\.projection\.", ".attn.proj."),
+    (r"^qformer\.layernorm", "Qformer.bert.embeddings.LayerNorm"),
+    (r"^qformer\.encoder", "Qformer.bert.encoder"),
+    (r"attention\.attention\.", "attention.self."),
+    (r"^codebook\.", "quantize.embedding."),
+    (r"^to_code\.", "encode_task_layer."),
+    (r"^from_code\.", "decode_task_layer."),
+    (r"^positions$", "pos_embed_image"),
+    (r"^decoder\.(\d+)\.", r"blocks_image.\1."),
+    (r"\.self_attn\.in_proj_", ".attn.qkv."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.linear([12])\.", r".mlp.fc\1."),
+    (r"^reduce\.", "image_down."),
+    (r"^to_embedding\.", "distill_image_proj."),
+)
+
+# Tensors that the files hold, or may hold, and inference does not use: patterns of official names, with the reason.
+# Those of training come from SEED's code (AILab-CVC/SEED, SEED_Tokenizer/lavis/models/blip2_models).
+UNUSED = (
+    "pos_embed",  # this and the next: rebuilds the Q-Former's output, a training objective
+    "blocks.*",
+    "Qformer.bert.embeddings.position_ids",  # this and the next four: the text half of the Q-Former
+    "Qformer.bert.embeddings.word_embeddings.*",
+    "Qformer.bert.embeddings.position_embeddings.*",
+    "Qformer.bert.encoder.layer.*.intermediate.*",
+    "Qformer.bert.encoder.layer.*.output.*",
+    "Qformer.cls.*",
+    "text_proj.*",  # this and the next three: BLIP-2's heads, of its first stage
+    "vision_proj.*",
+    "itm_head.*",
+    "temp",
+    "pos_embed_text",  # this and the next six: distillation into CLIP's text space, and the teachers
+    "blocks_text.*",
+    "text_down.*",
+    "distill_text_proj.*",
+    "Reverse_Qformer*",
+    "reverse_tokens*",
+    "clip_model.*",
+    "text_encoder.*",
+    "visual_encoder.norm.*",  # this and the next two: EVA's head; SEED takes the last block's output
+    "visual_encoder.fc_norm.*",
+    "visual_encoder.head.*",
+    "visual_encoder.mask_token",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an official tensor goes."""
+
+    name: str  # of our tensor
+    shape: torch.Size  # of the official one
+    third: int | None = None  # which third of our tensor's rows it is; None: all of it
+
+
+def official_tensors(config: Seed2TokenizerConfig) -> dict[str, Target]:
+    """Every official tensor that a model of this configuration needs, by its official name. Takes no memory.
+
+    The ViT's start with "visual_encoder.", as in SEED's module; `eva_vit_g.pth` has them without it. Our bias of
+    queries, keys and values is one tensor whose middle third, that of the keys, is zero and no official tensor.
+    """
+    with torch.device("meta"):
+        own = Seed2TokenizerModel(config).state_dict()
+    targets = {}
+    for name, tensor in own.items():
+        official = name
+        for pattern, replacement in RENAMES:
+            official = re.sub(pattern, replacement, official)
+        if official.startswith("visual_encoder.") and official.endswith(".qkv.bias"):
+            third = torch.Size([len(tensor) // 3])
+            targets[official.replace("qkv.bias", "q_bias")] = Target(name, third, 0)
+            targets[official.replace("qkv.bias", "v_bias")] = Target(name, third, 2)
+        else:
+            targets[official] = Target(name, tensor.shape)
+    return targets
+
+
+def is_unused(name: str, config: Seed2TokenizerConfig, ignored: Sequence[str] = ()) -> bool:
+    """Whether an official tensor that `official_tensors` does not name is known to be of no use for inference.
+
+    `ignored` are more patterns besides `UNUSED`.
+    """
+    block = re.match(r"visual_encoder\.blocks\.(\d+)\.", name)  # SEED takes 39 of EVA's 40
+    if block and int(block[1]) >= config.vision_config.num_hidden_layers:
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in (*UNUSED, *ignored))
+
+
+def load_official(
+    seed_quantizer: str | Path,
+    eva_vit_g: str | Path,
+    config: Seed2TokenizerConfig | None = None,
+    ignored: Sequence[str] = (),
+) -> Seed2TokenizerModel:
+    """Reads the official files.
+
+    Args:
+        seed_quantizer: SEED-2's `seed_quantizer.pt`.
+        eva_vit_g: LAVIS' `eva_vit_g.pth`.
+        config: of the model in them; None: the released one.
+        ignored: patterns (`"name.*"`) of official names to leave out besides those known as unused.
+
+    Returns:
+        The model in float32 and eval mode. Peak memory: its own, as the files are memory-mapped.
+
+    Raises:
+        ValueError: a file can't be read; a tensor is missing, unknown or of another shape.
+    """
+    config = config or Seed2TokenizerConfig()
+    tensors = {f"visual_encoder.{name}": tensor for name, tensor in read_pickle(eva_vit_g).items()}
+    tensors |= read_pickle(seed_quantizer)  # as the official loader: what both have is the quantizer's
+    targets = official_tensors(config)
+    tensors = {n: tensor for n, tensor in tensors.items() if n in targets or not is_unused(n, config, ignored)}
+    what = f"{Path(seed_quantizer).name} with {Path(eva_vit_g).name} is not this SEED-2"
+    check_tensors(tensors, {name: target.shape for name, target in targets.items()}, what)
+    with torch.device("meta"):
+        model = Seed2TokenizerModel(config)
+    state = {}
+    for official, target in targets.items():
+        value = tensors.pop(official).to(torch.float32, copy=True)
+        if target.third is None:
+            state[target.name] = value
+        else:
+            thirds = state.setdefault(target.name, torch.zeros(3 * len(value))).chunk(3)
+            thirds[target.third].copy_(value)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
