@@ -137,7 +137,13 @@ def load_official(
     tensors |= read_pickle(seed_quantizer)  # as the official loader: what both have is the quantizer's
     targets = official_tensors(config)
     tensors = {n: tensor for n, tensor in tensors.items() if n in targets or not is_unused(n, config, ignored)}
-    what = f"{Path(seed_quantizer).name} with {Path(eva_vit_g).name} is not this SEED-2"
+    unknown = sorted(tensors.keys() - targets.keys())
+    if unknown and targets.keys() <= tensors.keys():
+        raise ValueError(
+            f"{seed_quantizer} and {eva_vit_g} hold all of SEED-2 and {len(unknown)} tensors that nobody named to us: "
+            f"{', '.join(unknown)}. If you know them to be unused, pass their names or patterns as `ignored`."
+        )
+    what = f"{seed_quantizer} with {eva_vit_g} is not this SEED-2"
     check_tensors(tensors, {name: target.shape for name, target in targets.items()}, what)
     with torch.device("meta"):
         model = Seed2TokenizerModel(config)
