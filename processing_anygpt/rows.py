@@ -1,0 +1,186 @@
+"""Training rows on disk: what train/prepare_data.py writes and the trainers read. Parquet shards and a manifest.
+
+A folder of rows:
+
+    part-000000.parquet ...   one shard for every unit of source rows; its name says which unit
+    manifest.json             settings, fingerprints of tokenizer and codecs, totals, the list of shards
+    rejects.jsonl             {"source", "task" or null, "reason"} of everything that did not become a row
+
+Columns of a shard:
+
+    input_ids        list<int32>    ids of one conversation, its `<eos>` included, without padding
+    labels           list<int32>    of equal length: the id where it is learned, -100 elsewhere; not shifted
+    length           int32          number of ids
+    modality_tokens  struct         ids by modality, {"text", and every row of the modality table}: int32; an item counts
+                                    with its start and end token, all other ids are "text"; the sum is `length`
+    task             string         "speech->text", "text->image", ..., or "messages"
+    source           string         which source row it is; with `task` unique in the folder
+
+A shard appears whole or not at all (temporary name, then rename), and the reasons why source rows of its unit were
+refused travel inside it, in the metadata of its schema. So a folder is resumed by making the shards that are missing.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .conversation import IGNORED
+
+VERSION = 1  # of this layout
+REJECTS_KEY = b"anygpt_rejects"
+
+
+def schema(modalities: Sequence[str]) -> pa.Schema:
+    """The columns of a shard; `modalities` are the names of the modality table, in its order."""
+    ids = pa.list_(pa.field("element", pa.int32(), nullable=False))
+    counts = pa.struct([pa.field(name, pa.int32()) for name in ("text", *modalities)])
+    fields = {"input_ids": ids, "labels": ids, "length": pa.int32(), "modality_tokens": counts}
+    return pa.schema([*fields.items(), ("task", pa.string()), ("source", pa.string())])
+
+
+def make_row(input_ids: list[int], labels: list[int], task: str, source: str, modalities: Sequence[Any]) -> dict:
+    """One row as `schema` has it. `modalities`: rows of the modality table with their ids."""
+    if len(input_ids) != len(labels):
+        raise ValueError(f"Got {len(input_ids)} ids and {len(labels)} labels, need as many of each.")
+    counts = {"text": len(input_ids)}
+    for spec in modalities:
+        first = spec.first_code_id
+        own = range(first, first + spec.codebook_size * spec.num_codebooks)
+        counts[spec.name] = sum(i in own or i in (spec.start_token_id, spec.end_token_id) for i in input_ids)
+        counts["text"] -= counts[spec.name]
+    row = {"input_ids": input_ids, "labels": labels, "length": len(input_ids), "modality_tokens": counts}
+    return row | {"task": task, "source": source}
+
+
+def shard_name(unit: int) -> str:
+    return f"part-{unit:06d}.parquet"
+
+
+def write_shard(path: Path, rows: list[dict], rejects: list[dict], modalities: Sequence[str]) -> None:
+    """Writes one shard, whole or not at all. A unit without a good row still gets one, with its rejects."""
+    metadata = {REJECTS_KEY: json.dumps(rejects, ensure_ascii=False).encode()}
+    table = pa.Table.from_pylist(rows, schema=schema(modalities)).replace_schema_metadata(metadata)
+    write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def write_whole(path: Path, write) -> None:
+    """Calls `write(temporary path)`, then renames: a reader never meets half a file, also after `kill -9`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:  # a full disk may show only now
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shard_rejects(path: Path) -> list[dict]:
+    """The rejects that a shard carries."""
+    return json.loads(pq.read_schema(path).metadata[REJECTS_KEY])
+
+
+def summarise(path: Path) -> dict:
+    """What the manifest says about one shard: rows, tokens, learned tokens, rows by task, tokens by modality."""
+    table = pq.read_table(path, columns=["length", "labels", "modality_tokens", "task"])
+    tokens: Counter = Counter()
+    for counts in table["modality_tokens"].to_pylist():
+        tokens.update(counts)
+    labels = table["labels"].combine_chunks()
+    learned = (
+        len(labels.values) - pa.compute.sum(pa.compute.equal(labels.values, IGNORED)).as_py() if len(labels) else 0
+    )
+    return {
+        "file": path.name,
+        "rows": len(table),
+        "rejected": len(shard_rejects(path)),
+        "tokens": sum(table["length"].to_pylist()),
+        "learned_tokens": learned,
+        "tasks": dict(sorted(Counter(table["task"].to_pylist()).items())),
+        "modality_tokens": dict(tokens),
+    }
+
+
+def read_manifest(folder: str | os.PathLike) -> dict:
+    """The manifest of a finished folder of rows.
+
+    Keys: "version", "complete", "settings" (dict), "tokenizer" (fingerprint), "codecs" {name: fingerprint},
+    "modalities" (names), "input" (fingerprint of the source), "units", and over all shards "rows", "tokens",
+    "learned_tokens", "rejected", "tasks" {task: rows}, "modality_tokens" {name: tokens}, "shards": `summarise` of each.
+
+    Raises:
+        ValueError: no manifest, one of another layout, a run that was stopped, or a shard that is gone.
+    """
+    folder = Path(folder)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no manifest.json: it is no folder of rows. Make one with train/prepare_data.py."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Make the rows again.") from None
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise ValueError(f"{path} is not of layout {VERSION}. Make the rows again with train/prepare_data.py.")
+    if not manifest["complete"]:
+        raise ValueError(f"{folder} is not finished. Run the same train/prepare_data.py command again: it goes on.")
+    missing = [shard["file"] for shard in manifest["shards"] if not (folder / shard["file"]).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} shards). Run train/prepare_data.py again.")
+    return manifest
+
+
+def shard_paths(folder: str | os.PathLike) -> list[Path]:
+    """The shards of a finished folder, in order: for `datasets.load_dataset("parquet", data_files=...)` and the like."""
+    return [Path(folder) / shard["file"] for shard in read_manifest(folder)["shards"] if shard["rows"]]
+
+
+def read_table(folder: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a finished folder in order, in memory; `datasets.Dataset(table)` wraps it.
+
+    Raises:
+        ValueError: see `read_manifest`; a column that there is not.
+    """
+    manifest = read_manifest(folder)
+    wanted = schema(manifest["modalities"])
+    unknown = sorted(set(columns or ()) - set(wanted.names))
+    if unknown:
+        raise ValueError(f"Rows have no column {unknown[0]!r}. They have {', '.join(wanted.names)}.")
+    if columns is not None:
+        wanted = pa.schema([wanted.field(name) for name in columns])
+    tables = [pq.read_table(path, columns=wanted.names) for path in shard_paths(folder)]
+    tables = [table.replace_schema_metadata(None).cast(wanted) for table in tables]
+    return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """The same for tokenizers that give every token the same id."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def check_vocabulary(manifest: dict, tokenizer: Any) -> None:
+    """ValueError if rows were made with another vocabulary than `tokenizer`'s: their ids would mean other things."""
+    if manifest["tokenizer"] != vocabulary_fingerprint(tokenizer):
+        raise ValueError(
+            "These rows were made with another vocabulary than this checkpoint's. Train the checkpoint given to "
+            "train/prepare_data.py --model, or make the rows again with this one."
+        )
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """SHA-256 over names and contents, in the order of the names."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0")
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
