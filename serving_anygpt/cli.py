@@ -2,7 +2,8 @@
 
 anygpt generate --to speech "good morning" --voice me.wav      anygpt generate --to text question.wav
 anygpt chat                                                     anygpt encode x.wav | anygpt decode --out y.wav
-anygpt demo
+anygpt demo                                                     anygpt init --backbone DIR OUT
+anygpt export --to vllm DIR OUT
 
 Everything that loads torch is imported inside the command that needs it: `anygpt --help` has to start at once.
 Results go to standard output, progress and errors to standard error. Exit code 2: the input or an option was wrong.
@@ -74,6 +75,31 @@ def build_parser() -> Parser:
     demo.add_argument("--out", default="out", metavar="DIR", help="where the page goes (default: out)")
     demo.add_argument("--examples", metavar="DIR", help="folder of the inputs (default: examples of the repository)")
     demo.add_argument("--seed", type=natural, default=0, metavar="N")
+
+    init = commands.add_parser("init", help="grow a causal language model by the tokens of other modalities")
+    init.add_argument(
+        "--backbone", required=True, metavar="MODEL", help="folder, .gguf file, or hub id (which is downloaded)"
+    )
+    init.add_argument("out", metavar="OUT", help="the new model folder")
+    init.add_argument("--modalities", metavar="A,B", help="of --like, in this order (default: all)")
+    init.add_argument(
+        "--like",
+        default=str(media.DEFAULT_MODEL),
+        metavar="DIR",
+        help="AnyGPT folder that the modality table and the codecs come from (default: anygpt-tiny)",
+    )
+    init.add_argument("--seed", type=natural, default=0, metavar="N", help="of the new rows (default: 0)")
+
+    export = commands.add_parser("export", help="the language model as its backbone's own architecture")
+    export.add_argument("folder", metavar="DIR", help="AnyGPT checkpoint")
+    export.add_argument("out", metavar="OUT", help="the new model folder")
+    export.add_argument(
+        "--to",
+        choices=("plain", "vllm"),
+        default="plain",
+        help="the same weights; for vllm without the length limits of generation_config.json (default: plain)",
+    )
+    export.add_argument("--adapter", metavar="DIR", help="LoRA adapter to merge first")
     return parser
 
 
@@ -94,6 +120,17 @@ def positive(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Imports the command's module only now, and only after what can be checked without it has been checked."""
+    if arguments.command == "init":
+        from .grow import init
+
+        names = arguments.modalities and [name.strip() for name in arguments.modalities.split(",")]
+        print(init(arguments.backbone, arguments.out, names, arguments.like, arguments.seed))
+        return
+    if arguments.command == "export":
+        from .export import export
+
+        print(export(arguments.folder, arguments.out, arguments.to, arguments.adapter))
+        return
     config = media.model_config(arguments.model)
     if arguments.command == "generate":
         request = check_generate(arguments, config)
