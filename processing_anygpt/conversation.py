@@ -2,6 +2,8 @@
 
     {system}\\n[Human]: {message}<eoh>\\n[MMGPT]: {reply}<eos>\\n[Human]: ...<eoh>\\n[MMGPT]:
 
+The newline is the `separator`: chat models have it; base models, which know single turns, have a space.
+
 A message is `{"role": "system" | "user" | "assistant", "content": str | list of blocks}`; blocks are
 
     {"type": "text", "text": str}
@@ -136,7 +138,7 @@ def encode_pieces(pieces: Sequence[Piece], copy: TextOnly) -> tuple[list[int], l
 
 # For programs that know only the tokenizer; equal to `render` for text, but text in it can spell control tokens.
 # Blocks are joined as there: one space, unless white space is there already.
-CHAT_TEMPLATE = """\
+TEMPLATE = """\
 {%- macro content(message) -%}
     {%- if message['content'] is string -%}
         {{- message['content'] -}}
@@ -159,7 +161,7 @@ CHAT_TEMPLATE = """\
     {%- endif -%}
 {%- endmacro -%}
 {%- for message in messages -%}
-    {%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
+    {%- if not loop.first -%}{{- 'SEPARATOR' -}}{%- endif -%}
     {%- if message['role'] == 'system' -%}
         {{- content(message) -}}
     {%- elif message['role'] == 'user' -%}
@@ -170,14 +172,16 @@ CHAT_TEMPLATE = """\
         {{- raise_exception('Roles are system, user and assistant.') -}}
     {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- '\\n[MMGPT]:' -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- 'SEPARATOR[MMGPT]:' -}}{%- endif -%}
 """
+CHAT_TEMPLATE = TEMPLATE.replace("SEPARATOR", "\\n")
 
 
-def chat_template_for(tokenizer: Any) -> str:
-    """`CHAT_TEMPLATE`, with the BOS token if the tokenizer puts one before every text."""
+def chat_template_for(tokenizer: Any, separator: str = "\n") -> str:
+    """`CHAT_TEMPLATE` with this separator, and with the BOS token if the tokenizer puts one before every text."""
     starts_with_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return "{{- bos_token -}}\n" + CHAT_TEMPLATE if starts_with_bos else CHAT_TEMPLATE
+    template = TEMPLATE.replace("SEPARATOR", json.dumps(separator)[1:-1])
+    return "{{- bos_token -}}\n" + template if starts_with_bos else template
 
 
 def encode_text(text: str, tokenizer: Any) -> list[int]:
@@ -194,6 +198,7 @@ def render(
     system: str | None = None,
     continue_final_message: bool = False,
     start_modality: str | None = None,
+    separator: str = "\n",
 ) -> tuple[list[int], list[int]]:
     """Ids of a conversation and the labels to train on it.
 
@@ -204,6 +209,7 @@ def render(
         system: the system line if the messages bring none.
         continue_final_message: leave the last (assistant) message open, for the model to go on with it.
         start_modality: end with the start token of this modality, so that the model has to speak, draw, ...
+        separator: what stands between turns.
 
     Returns:
         input_ids, labels: of equal length. Labels are the ids of every assistant turn with its `<eos>` (and the space
@@ -211,7 +217,7 @@ def render(
     """
     copy = text_only(tokenizer)
     pieces = conversation_pieces(
-        messages, copy, modalities, add_generation_prompt, system, continue_final_message, start_modality
+        messages, copy, modalities, add_generation_prompt, system, continue_final_message, start_modality, separator
     )
     return encode_pieces(pieces, copy)
 
@@ -224,11 +230,12 @@ def render_text(
     system: str | None = None,
     continue_final_message: bool = False,
     start_modality: str | None = None,
+    separator: str = "\n",
 ) -> str:
     """What `render` renders, as one string to look at. Don't tokenise it: text in it may spell control tokens."""
     copy = text_only(tokenizer)
     pieces = conversation_pieces(
-        messages, copy, modalities, add_generation_prompt, system, continue_final_message, start_modality
+        messages, copy, modalities, add_generation_prompt, system, continue_final_message, start_modality, separator
     )
     return "".join(
         piece if isinstance(piece, str) else "".join(tokenizer.convert_ids_to_tokens(piece)) for piece, _ in pieces
@@ -243,6 +250,7 @@ def conversation_pieces(
     system: str | None,
     continue_final_message: bool,
     start_modality: str | None,
+    separator: str,
 ) -> list[Piece]:
     """The conversation as text and ids; arguments as in `render`."""
     messages = list(messages)
@@ -267,14 +275,14 @@ def conversation_pieces(
             )
         learned = role == "assistant"
         if pieces:
-            pieces.append(("\n", False))
+            pieces.append((separator, False))
         pieces += [(assistant if learned else human, False), (":", False), (" ", learned)]
         pieces += [(piece, learned) for piece in _content_pieces(message.get("content"), copy, modalities)]
         is_open = continue_final_message and index == len(messages) - 1
         if not is_open:
             pieces.append((end_of_reply if learned else end_of_human, learned))
     if add_generation_prompt:
-        pieces += [("\n", False), (assistant, False), (":", False)]
+        pieces += [(separator, False), (assistant, False), (":", False)]
     if start_modality is not None:
         pieces += [(" ", False), ([find_modality(modalities, start_modality).start_token_id], False)]
     return pieces
