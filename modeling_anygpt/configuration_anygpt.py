@@ -39,7 +39,8 @@ class ModalitySpec:
         sampling_rate: Hz of the waveform; None for what is not audio.
         image_size: side in px of the square picture; None for what is not an image.
         codec: subfolder of the checkpoint, or hub id, of the model that encodes and decodes.
-        decoder: same, for a model that adds the codebooks the language model does not see (SoundStorm), or None.
+        decoder: same, for a model between the codes and the media, or None: it adds the codebooks the language model
+            does not see (SoundStorm), or paints the picture (an unCLIP pipeline).
         max_seconds: longest item the model may write, in s; needs `frame_rate`. None: only the token budget limits it.
         start_token_id, end_token_id, first_code_id: vocabulary ids, None until a tokenizer is grown
             (`with_token_ids`). Codes take `first_code_id + code + codebook_size * codebook`.

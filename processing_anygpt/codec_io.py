@@ -17,6 +17,7 @@ CHUNK_SECONDS = 30.0  # longer sound is cut into pieces of this length, s
 CONTEXT_SECONDS = 2.0  # heard on either side of a piece and then dropped, s
 MAX_BATCH = 32  # items in one pass
 PROMPT_SECONDS = 3.0  # of the voice to imitate, s
+MAX_PAINTED = 4  # pictures that a diffusion model works on at once
 
 
 def encode(codec: Any, items: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -47,7 +48,7 @@ def decode(codec: Any, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         items: codes `[K, T]`, at least one frame each.
 
     Returns:
-        Sounds `[samples]` or pictures `[3, S, S]`, float32.
+        Sounds `[samples]` or pictures `[3, S, S]`, float32; of SEED-2 the embeddings `[D]` that `paint` needs.
     """
 
     def decode_equal(batch: np.ndarray) -> np.ndarray:
@@ -101,6 +102,39 @@ def add_acoustic_codes(
 
     with torch.inference_mode():
         return _by_length(fill, items)
+
+
+def paint(
+    decoder: Any,
+    codec: Any,
+    items: Sequence[np.ndarray],
+    negative: np.ndarray | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    generator: torch.Generator | None = None,
+) -> list[np.ndarray]:
+    """Codes of pictures `[K, T]` -> pictures `[3, H, W]` in [-1, 1], painted by a diffusion model.
+
+    Args:
+        decoder: an `UnclipDecoder`.
+        codec: the picture codec, whose `decode` gives embeddings.
+        negative: codes `[K, T]` of what all the pictures shall not look like.
+        steps, guidance: of the diffusion; None: the decoder's own.
+        generator: of the draws; each picture takes one seed from it and is what it would be alone.
+    """
+    embeddings = torch.from_numpy(np.stack(decode(codec, items)))
+    unwanted = None if negative is None else torch.from_numpy(decode(codec, [negative])[0])
+    options = {"steps": steps, "guidance": guidance}
+    options = {name: value for name, value in options.items() if value is not None}
+    device = None if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (len(items),), generator=generator, device=device).tolist()
+    results = []
+    for first in range(0, len(items), MAX_PAINTED):
+        batch = embeddings[first : first + MAX_PAINTED]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[first : first + MAX_PAINTED]]
+        repeated = None if unwanted is None else unwanted.expand(len(batch), -1)
+        results += decoder.decode(batch, repeated, generators=generators, **options).cpu().numpy()
+    return list(results)
 
 
 def is_audio(codec: Any) -> bool:

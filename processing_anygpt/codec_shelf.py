@@ -11,6 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+# What a repository on the hub holds besides what is used: other formats and precisions, and the image encoder of a
+# pipeline that gets embeddings.
+NOT_FETCHED = ("*.ckpt", "*/*.bin", "*.fp16.*", "image_encoder/*")
+PIPELINE_INDEX = "model_index.json"  # in the folder of a pipeline of diffusers, in place of config.json
 
 
 class CodecShelf:
@@ -30,9 +36,12 @@ class CodecShelf:
         return CodecShelf, (self.source, self.options)
 
     def get(self, name: str) -> Any:
-        """The codec in subfolder or hub repository `name`, in float32, on `device`."""
+        """The codec in subfolder or hub repository `name`, on `device`: in float32, but pipelines as they do best."""
         if name not in self.models:
             folder = self.locate(name)
+            if (folder / PIPELINE_INDEX).is_file():
+                self.models[name] = self._pipeline_class(folder).load(folder, self.device)
+                return self.models[name]
             library_class = json.loads((folder / "config.json").read_text()).get("_class_name")
             if library_class is not None:  # a model of diffusers, which has no Auto class for all of them
                 model = getattr(importlib.import_module("diffusers"), library_class).from_pretrained(folder)
@@ -46,7 +55,9 @@ class CodecShelf:
         """The local folder of a codec; one on the hub is downloaded."""
         options = {key: self.options[key] for key in ("cache_dir", "local_files_only", "token") if key in self.options}
         if "/" in name:
-            return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, **options))
+            if Path(name).is_dir():
+                return Path(name)
+            return Path(snapshot_download(name, ignore_patterns=list(NOT_FETCHED), **options))
         if self.source is None:
             raise ValueError(
                 f"Codec {name!r} is a subfolder of a checkpoint, but this processor was not loaded from one. Use "
@@ -74,23 +85,38 @@ class CodecShelf:
 
     def save(self, name: str, folder: Path) -> None:
         """Puts the codec `name` into `folder`, with the code that loads it there."""
-        model = self.get(name)
-        if name not in self.own:
+        if name in self.own:
+            self.models[name].save_pretrained(folder)
+        else:
             original = self.locate(name)
             if original.resolve() != folder.resolve():
                 shutil.copytree(original, folder, dirs_exist_ok=True)  # as stored: in its precision, with its notes
-        else:
-            model.save_pretrained(folder)
+        if (folder / PIPELINE_INDEX).is_file():  # need not be loaded to be copied
+            _copy_code(type(self.models[name]) if name in self.own else self._pipeline_class(folder), folder)
+            return
+        model = self.get(name)
         if not type(model).__module__.startswith(("transformers.", "diffusers.")):
             # register_for_auto_class would do this, but takes every class with "Tokenizer" in its name for one.
-            module = Path(inspect.getfile(type(model)))
-            if module.resolve() != (folder / module.name).resolve():
-                shutil.copyfile(module, folder / module.name)
+            module = _copy_code(type(model), folder)
             config = json.loads((folder / "config.json").read_text())
             config["auto_map"] = {
-                "AutoConfig": f"{module.stem}.{type(model.config).__name__}",
-                "AutoModel": f"{module.stem}.{type(model).__name__}",
+                "AutoConfig": f"{module}.{type(model.config).__name__}",
+                "AutoModel": f"{module}.{type(model).__name__}",
             }
             temporary = folder / "config.json.tmp"
             temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             os.replace(temporary, folder / "config.json")
+
+    def _pipeline_class(self, folder: Path) -> Any:
+        """`UnclipDecoder`: of the code that `save` put into a folder, for where the package is not, or its own."""
+        if self.options.get("trust_remote_code") and (folder / "unclip.py").is_file():
+            return get_class_from_dynamic_module("unclip.UnclipDecoder", str(folder))
+        return importlib.import_module("modeling_anygpt.codecs.unclip").UnclipDecoder
+
+
+def _copy_code(kind: type, folder: Path) -> str:
+    """Puts the file of a class into `folder`; returns its module's name there."""
+    module = Path(inspect.getfile(kind))
+    if module.resolve() != (folder / module.name).resolve():
+        shutil.copyfile(module, folder / module.name)
+    return module.stem

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from .codec_io import add_acoustic_codes, decode, encode, is_audio
+from .codec_io import add_acoustic_codes, decode, encode, is_audio, paint
 from .codec_shelf import CodecShelf
 from .conversation import IGNORED, Piece, chat_template_for, encode_pieces, render, render_text, text_only
 from .media import MAX_SECONDS, array_to_image, image_to_array, load_audio, load_image
@@ -34,6 +34,7 @@ class AnyGPTProcessor(ProcessorMixin):
         system_prompt: system line of conversations that bring none.
         chat_template: what `tokenizer.apply_chat_template` uses for text-only conversations elsewhere. The processor
             itself renders without it, so that text can't spell control tokens.
+        turn_separator: what stands between turns: a newline for chat models, a space for base models.
     """
 
     def __init__(
@@ -42,13 +43,15 @@ class AnyGPTProcessor(ProcessorMixin):
         modalities: list[dict[str, Any]] | None = None,
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        turn_separator: str = "\n",
     ):
         rows = [row if isinstance(row, dict) else dataclasses.asdict(row) for row in modalities or []]
         self.specs = modalities_from_tokenizer(tokenizer, [Modality.from_dict(row) for row in rows])
         self.modalities = [dataclasses.asdict(spec) for spec in self.specs]
         self.system_prompt = system_prompt
+        self.turn_separator = turn_separator
         self.shelf = CodecShelf()
-        super().__init__(tokenizer, chat_template=chat_template or chat_template_for(tokenizer))
+        super().__init__(tokenizer, chat_template=chat_template or chat_template_for(tokenizer, turn_separator))
 
     def __repr__(self) -> str:  # the inherited one prints every added token, at every load
         return f"AnyGPTProcessor(modalities: {', '.join(spec.name for spec in self.specs)})"
@@ -84,7 +87,7 @@ class AnyGPTProcessor(ProcessorMixin):
         return codec
 
     def set_codec(self, modality: str, codec: Any, decoder: Any = None) -> None:
-        """Use `codec` (and the model that adds its acoustic codes) for a modality instead of the checkpoint's."""
+        """Use `codec` (and the model between its codes and the media) for a modality instead of the checkpoint's."""
         spec = find_modality(self.specs, modality)
         self.shelf.put(spec.codec, codec)
         if decoder is not None:
@@ -135,8 +138,10 @@ class AnyGPTProcessor(ProcessorMixin):
         modality: str,
         codes: Sequence[Any],
         voice: Any = None,
-        steps: int = 1,
+        steps: int | None = None,
         generator: torch.Generator | None = None,
+        guidance: float | None = None,
+        negative_codes: Any = None,
     ) -> list[Part]:
         """Codes to media.
 
@@ -144,22 +149,30 @@ class AnyGPTProcessor(ProcessorMixin):
             modality: name of a row of the modality table.
             codes: a list of `[K, T]` (or `[T]`) integer codes, as the language model writes them.
             voice: sound of the voice to speak in (path, `(array, sampling_rate)`, block); its first 3 s are used. Only
-                for a modality with a decoder.
-            steps, generator: of that decoder; see `add_acoustic_codes`.
+                for sound with a decoder.
+            steps: of the decoder. None: 1 for sound (`add_acoustic_codes`), 20 for pictures (`paint`).
+            generator: of the decoder's draws.
+            guidance, negative_codes: of pictures with a decoder, see `paint`. None: 10, and nothing to avoid.
 
         Returns:
             An ImagePart, SpeechPart, MusicPart or AudioPart each.
         """
         spec = find_modality(self.specs, modality)
-        if voice is not None and spec.decoder is None:
+        if voice is not None and not _speaks(spec):
             raise ValueError(f"{modality} has no decoder that takes a voice. Leave voice out.")
-        codes = [np.asarray(item, dtype=np.int64).reshape(spec.num_codebooks, -1) for item in codes]
-        for item in codes:
-            codes_to_ids(spec, item)  # shape and range
+        paints = spec.decoder is not None and spec.sampling_rate is None
+        if not paints and (guidance is not None or negative_codes is not None):
+            raise ValueError(f"{modality} has no decoder that takes guidance or negative codes. Leave them out.")
+        codes = [_checked(spec, item) for item in codes]
         codec = self.codec(modality)
+        if paints:
+            negative = None if negative_codes is None else _checked(spec, negative_codes)
+            values = paint(self.shelf.get(spec.decoder), codec, codes, negative, steps, guidance, generator)
+            return [ImagePart(array_to_image(v), c, modality) for v, c in zip(values, codes, strict=True)]
         full = codes
         if spec.decoder is not None:
             sound = None if voice is None else _load(spec, voice, None, False, MAX_SECONDS)
+            steps = 1 if steps is None else steps
             full = add_acoustic_codes(self.shelf.get(spec.decoder), codec, codes, sound, steps, generator)
         values = decode(codec, full)
         if is_audio(codec):
@@ -167,6 +180,11 @@ class AnyGPTProcessor(ProcessorMixin):
             if make is None:
                 return [AudioPart(v, spec.sampling_rate, c, modality) for v, c in zip(values, codes, strict=True)]
             return [make(v, spec.sampling_rate, c) for v, c in zip(values, codes, strict=True)]
+        if values[0].ndim == 1:
+            raise ValueError(
+                f"The {modality} codec gives embeddings, not pictures. Name an unCLIP pipeline (subfolder or "
+                "hub id) as its decoder in the modality table."
+            )
         return [ImagePart(array_to_image(v), c, modality) for v, c in zip(values, codes, strict=True)]
 
     # Into the model
@@ -213,6 +231,7 @@ class AnyGPTProcessor(ProcessorMixin):
         conversations = self._encode_blocks(conversations, allow_urls)
         arguments = (self.tokenizer, self.specs, add_generation_prompt, self.system_prompt)
         options = {"continue_final_message": continue_final_message, "start_modality": start_modality}
+        options["separator"] = self.turn_separator
         if not tokenize:
             strings = [render_text(messages, *arguments, **options) for messages in conversations]
             return strings if batched else strings[0]
@@ -333,14 +352,15 @@ class AnyGPTProcessor(ProcessorMixin):
         self,
         ids: Any,
         voice: Any = None,
-        steps: int = 1,
+        steps: int | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Part]:
         """The ids of one reply (without its prompt) to typed parts, in order.
 
         Args:
             ids: `[L]` tensor, array or list.
-            voice, steps, generator: of speech; see `decode_codes`.
+            voice, steps: of speech; see `decode_codes`. Pictures are painted with the settings of their decoder.
+            generator: of the draws of all decoders.
 
         Returns:
             TextPart, TranscriptPart, ImagePart, SpeechPart, MusicPart, AudioPart; an item that was cut off before it
@@ -351,11 +371,10 @@ class AnyGPTProcessor(ProcessorMixin):
         for spec in self.specs:
             whole = [i for i, s in enumerate(segments) if s.modality == spec.name and s.problem is None]
             if whole:
-                own_voice = voice if spec.decoder is not None else None
                 codes = [segments[i].codes for i in whole]
-                for i, part in zip(
-                    whole, self.decode_codes(spec.name, codes, own_voice, steps, generator), strict=True
-                ):
+                own_voice, own_steps = (voice, steps) if _speaks(spec) else (None, None)
+                made = self.decode_codes(spec.name, codes, own_voice, own_steps, generator)
+                for i, part in zip(whole, made, strict=True):
                     parts[i] = part
         for i, segment in enumerate(segments):
             if segment.text is not None:
@@ -426,6 +445,18 @@ def _given_codes(spec: Modality, item: Any) -> np.ndarray | None:
         codes = np.asarray(item["codes"])
         return codes[None] if codes.ndim == 1 else codes
     return None
+
+
+def _speaks(spec: Modality) -> bool:
+    """Whether the modality is sound whose decoder adds codes, in a voice."""
+    return spec.decoder is not None and spec.sampling_rate is not None
+
+
+def _checked(spec: Modality, item: Any) -> np.ndarray:
+    """Codes as `[K, T]`; a ValueError for another shape or range."""
+    codes = np.asarray(item, dtype=np.int64).reshape(spec.num_codebooks, -1)
+    codes_to_ids(spec, codes)
+    return codes
 
 
 def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool, max_seconds: float) -> np.ndarray:

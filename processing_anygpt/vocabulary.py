@@ -38,7 +38,7 @@ class Modality:
     sampling_rate: int | None = None  # Hz
     image_size: int | None = None  # px
     codec: str = ""  # subfolder of the checkpoint, or a hub id
-    decoder: str | None = None  # subfolder of a model that adds the codebooks the language model does not see
+    decoder: str | None = None  # the same of a model that adds unseen codebooks or paints pictures
     max_seconds: float | None = None  # s
     start_token_id: int | None = None
     end_token_id: int | None = None

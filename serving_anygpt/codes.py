@@ -43,7 +43,8 @@ def decode(arguments: argparse.Namespace, config: dict, source: TextIO) -> None:
     processor = load_processor(arguments.model)
     progress = tqdm(paths, desc="decoding", unit=" files", delay=1.0, leave=False, disable=arguments.json)
     for path, (name, codes, _), row in zip(progress, items, rows, strict=True):
-        (part,) = processor.decode_codes(name, [codes], voice=arguments.voice if row.get("decoder") else None)
+        speaks = row.get("decoder") and row.get("sampling_rate")
+        (part,) = processor.decode_codes(name, [codes], voice=arguments.voice if speaks else None)
         part.save(path)
         print(json.dumps({"file": str(path), "modality": name}) if arguments.json else path, flush=True)
 
