@@ -4,6 +4,7 @@ The first file lacks the ViT (users of AnyGPT report 511 missing tensors: exactl
 may be float16 or float32.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..codecs.seed2 import Seed2TokenizerConfig, Seed2TokenizerModel
-from .pickles import check_tensors, read_pickle
+from .pickles import check_tensors, read_pickle, some
 
 # Our names -> the official ones, applied in this order.
 RENAMES = (
@@ -69,6 +70,17 @@ UNUSED = (
     "visual_encoder.mask_token",
 )
 
+# The tensors whose shapes tell the configuration, with their numbers of dimensions.
+TELLING = {
+    "visual_encoder.patch_embed.proj.weight": 4,
+    "visual_encoder.pos_embed": 3,
+    "visual_encoder.blocks.0.mlp.fc1.weight": 2,
+    "query_tokens": 3,
+    "Qformer.bert.encoder.layer.0.intermediate_query.dense.weight": 2,
+    "quantize.embedding.weight": 2,
+    "distill_image_proj.weight": 2,
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -112,6 +124,71 @@ def is_unused(name: str, config: Seed2TokenizerConfig, ignored: Sequence[str] = 
     return any(fnmatchcase(name, pattern) for pattern in (*UNUSED, *ignored))
 
 
+def infer_config(tensors: dict[str, torch.Tensor], what: str) -> Seed2TokenizerConfig:
+    """The configuration that official tensors have the shapes of.
+
+    Numbers of heads leave no trace in them and stay the released ones, as does the share of EVA's blocks: all but the
+    last. `what` names the files for the ValueError raised when a telling tensor is missing.
+    """
+    missing = [name for name, dims in TELLING.items() if name not in tensors or tensors[name].ndim != dims]
+    if missing:
+        raise ValueError(f"{what} is not SEED-2: it lacks {some(missing)}. Are the two files in each other's place?")
+    patches, positions, vit_mlp, queries, qformer_mlp, codebook, embedding = (tensors[name].shape for name in TELLING)
+
+    def count(prefix: str) -> int:
+        numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+        return len(numbers)
+
+    return Seed2TokenizerConfig(
+        vision_config=dict(
+            hidden_size=patches[0],
+            patch_size=patches[2],
+            image_size=patches[2] * math.isqrt(positions[1] - 1),
+            intermediate_size=vit_mlp[0],
+            num_hidden_layers=count("visual_encoder.blocks.") - 1,
+        ),
+        qformer_config=dict(
+            hidden_size=queries[2],
+            intermediate_size=qformer_mlp[0],
+            num_hidden_layers=count("Qformer.bert.encoder.layer."),
+        ),
+        num_query_tokens=queries[1],
+        codebook_size=codebook[0],
+        code_dimension=codebook[1],
+        decoder_layers=count("blocks_image."),
+        embedding_size=embedding[0],
+    )
+
+
+def read_official(
+    seed_quantizer: str | Path,
+    eva_vit_g: str | Path,
+    config: Seed2TokenizerConfig | None = None,
+    ignored: Sequence[str] = (),
+) -> tuple[Seed2TokenizerConfig, dict[str, torch.Tensor]]:
+    """Configuration, and the tensors that `official_tensors` names, memory-mapped.
+
+    Arguments and errors as in `load_official`.
+    """
+    what = f"{seed_quantizer} with {eva_vit_g}"
+    tensors = {f"visual_encoder.{name}": tensor for name, tensor in read_pickle(eva_vit_g).items()}
+    tensors |= read_pickle(seed_quantizer)  # as the official loader: what both have is the quantizer's
+    config = config or infer_config(tensors, what)
+    try:
+        targets = official_tensors(config)
+    except (ArithmeticError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{what} is not SEED-2: no model has such shapes ({error}).") from error
+    tensors = {n: tensor for n, tensor in tensors.items() if n in targets or not is_unused(n, config, ignored)}
+    unknown = sorted(tensors.keys() - targets.keys())
+    if unknown and targets.keys() <= tensors.keys():
+        raise ValueError(
+            f"{seed_quantizer} and {eva_vit_g} hold all of SEED-2 and {len(unknown)} tensors that nobody named to us: "
+            f"{', '.join(unknown)}. If you know them to be unused, pass their names or patterns as `ignored` (--ignore)."
+        )
+    check_tensors(tensors, {name: target.shape for name, target in targets.items()}, f"{what} is not this SEED-2")
+    return config, tensors
+
+
 def load_official(
     seed_quantizer: str | Path,
     eva_vit_g: str | Path,
@@ -123,7 +200,7 @@ def load_official(
     Args:
         seed_quantizer: SEED-2's `seed_quantizer.pt`.
         eva_vit_g: LAVIS' `eva_vit_g.pth`.
-        config: of the model in them; None: the released one.
+        config: of the model in them; None: inferred from the shapes, with the released numbers of heads.
         ignored: patterns (`"name.*"`) of official names to leave out besides those known as unused.
 
     Returns:
@@ -132,23 +209,11 @@ def load_official(
     Raises:
         ValueError: a file can't be read; a tensor is missing, unknown or of another shape.
     """
-    config = config or Seed2TokenizerConfig()
-    tensors = {f"visual_encoder.{name}": tensor for name, tensor in read_pickle(eva_vit_g).items()}
-    tensors |= read_pickle(seed_quantizer)  # as the official loader: what both have is the quantizer's
-    targets = official_tensors(config)
-    tensors = {n: tensor for n, tensor in tensors.items() if n in targets or not is_unused(n, config, ignored)}
-    unknown = sorted(tensors.keys() - targets.keys())
-    if unknown and targets.keys() <= tensors.keys():
-        raise ValueError(
-            f"{seed_quantizer} and {eva_vit_g} hold all of SEED-2 and {len(unknown)} tensors that nobody named to us: "
-            f"{', '.join(unknown)}. If you know them to be unused, pass their names or patterns as `ignored`."
-        )
-    what = f"{seed_quantizer} with {eva_vit_g} is not this SEED-2"
-    check_tensors(tensors, {name: target.shape for name, target in targets.items()}, what)
+    config, tensors = read_official(seed_quantizer, eva_vit_g, config, ignored)
     with torch.device("meta"):
         model = Seed2TokenizerModel(config)
     state = {}
-    for official, target in targets.items():
+    for official, target in official_tensors(config).items():
         value = tensors.pop(official).to(torch.float32, copy=True)
         if target.third is None:
             state[target.name] = value
