@@ -11,8 +11,8 @@ Columns of a shard:
     input_ids        list<int32>    ids of one conversation, its `<eos>` included, without padding
     labels           list<int32>    of equal length: the id where it is learned, -100 elsewhere; not shifted
     length           int32          number of ids
-    modality_tokens  struct         ids by modality, {"text", and every row of the modality table}: int32; an item counts
-                                    with its start and end token, all other ids are "text"; the sum is `length`
+    modality_tokens  struct         {"text", and every modality by name}: int32, ids of each; an item counts with its
+                                    start and end token, all other ids are "text"; the sum is `length`
     task             string         "speech->text", "text->image", ..., or "messages"
     source           string         which source row it is; with `task` unique in the folder
 
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from .conversation import IGNORED
 
 VERSION = 1  # of this layout
-REJECTS_KEY = b"anygpt_rejects"
+SUMMARY_KEY, REJECTS_KEY = b"anygpt_summary", b"anygpt_rejects"
 
 
 def schema(modalities: Sequence[str]) -> pa.Schema:
@@ -65,9 +65,23 @@ def shard_name(unit: int) -> str:
 
 def write_shard(path: Path, rows: list[dict], rejects: list[dict], modalities: Sequence[str]) -> None:
     """Writes one shard, whole or not at all. A unit without a good row still gets one, with its rejects."""
-    metadata = {REJECTS_KEY: json.dumps(rejects, ensure_ascii=False).encode()}
-    table = pa.Table.from_pylist(rows, schema=schema(modalities)).replace_schema_metadata(metadata)
+    table = pa.Table.from_pylist(rows, schema=schema(modalities))
+    notes = {SUMMARY_KEY: summarise(rows, rejects, modalities), REJECTS_KEY: rejects}
+    table = table.replace_schema_metadata({key: json.dumps(value).encode() for key, value in notes.items()})
     write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def summarise(rows: list[dict], rejects: list[dict], modalities: Sequence[str]) -> dict:
+    """What the manifest says about one shard; `read_manifest` has the keys."""
+    tokens = {name: sum(row["modality_tokens"][name] for row in rows) for name in ("text", *modalities)}
+    return {
+        "rows": len(rows),
+        "rejected": len(rejects),
+        "tokens": sum(row["length"] for row in rows),
+        "learned_tokens": sum(row["length"] - row["labels"].count(IGNORED) for row in rows),
+        "tasks": dict(sorted(Counter(row["task"] for row in rows).items())),
+        "modality_tokens": tokens,
+    }
 
 
 def write_whole(path: Path, write) -> None:
@@ -82,38 +96,18 @@ def write_whole(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def shard_rejects(path: Path) -> list[dict]:
-    """The rejects that a shard carries."""
-    return json.loads(pq.read_schema(path).metadata[REJECTS_KEY])
-
-
-def summarise(path: Path) -> dict:
-    """What the manifest says about one shard: rows, tokens, learned tokens, rows by task, tokens by modality."""
-    table = pq.read_table(path, columns=["length", "labels", "modality_tokens", "task"])
-    tokens: Counter = Counter()
-    for counts in table["modality_tokens"].to_pylist():
-        tokens.update(counts)
-    labels = table["labels"].combine_chunks()
-    learned = (
-        len(labels.values) - pa.compute.sum(pa.compute.equal(labels.values, IGNORED)).as_py() if len(labels) else 0
-    )
-    return {
-        "file": path.name,
-        "rows": len(table),
-        "rejected": len(shard_rejects(path)),
-        "tokens": sum(table["length"].to_pylist()),
-        "learned_tokens": learned,
-        "tasks": dict(sorted(Counter(table["task"].to_pylist()).items())),
-        "modality_tokens": dict(tokens),
-    }
+def shard_notes(path: Path) -> tuple[dict, list[dict]]:
+    """The summary and the rejects of a shard, without reading its rows."""
+    metadata = pq.read_schema(path).metadata
+    return {"file": path.name, **json.loads(metadata[SUMMARY_KEY])}, json.loads(metadata[REJECTS_KEY])
 
 
 def read_manifest(folder: str | os.PathLike) -> dict:
     """The manifest of a finished folder of rows.
 
     Keys: "version", "complete", "settings" (dict), "tokenizer" (fingerprint), "codecs" {name: fingerprint},
-    "modalities" (names), "input" (fingerprint of the source), "units", and over all shards "rows", "tokens",
-    "learned_tokens", "rejected", "tasks" {task: rows}, "modality_tokens" {name: tokens}, "shards": `summarise` of each.
+    "modalities" (names), "input" (fingerprint of the source), "units", "shards"; in each shard and over all of them
+    "rows", "rejected", "tokens", "learned_tokens", "tasks" {task: rows}, "modality_tokens" {name: tokens}.
 
     Raises:
         ValueError: no manifest, one of another layout, a run that was stopped, or a shard that is gone.
@@ -139,7 +133,7 @@ def read_manifest(folder: str | os.PathLike) -> dict:
 
 
 def shard_paths(folder: str | os.PathLike) -> list[Path]:
-    """The shards of a finished folder, in order: for `datasets.load_dataset("parquet", data_files=...)` and the like."""
+    """The shards of a finished folder, in order (for `datasets.load_dataset("parquet", data_files=...)`)."""
     return [Path(folder) / shard["file"] for shard in read_manifest(folder)["shards"] if shard["rows"]]
 
 

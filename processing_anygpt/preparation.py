@@ -1,0 +1,325 @@
+"""Records of raw data -> rows of token ids: the work of train/prepare_data.py, one unit at a time.
+
+A record with `text` becomes one row for every medium and direction: "speech->text" asks for the text of a recording,
+"text->speech" for a recording of the text, in words drawn from the instructions. A record with `messages` becomes the
+row of that conversation. Whatever can't become a row is a reject, `{"source", "task", "reason"}`: so every record and
+task is found exactly once, in the rows or among the rejects. Nothing here is random, every draw is a hash of the seed
+and the source.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import codec_io, rows
+from .conversation import IGNORED, render
+from .instructions import Instructions, choose, draw
+from .media import MAX_SECONDS, image_to_array, load_audio, load_image
+from .processing_anygpt import AnyGPTProcessor
+from .vocabulary import INSTRUCTION, RESPONSE, Modality
+
+DIRECTIONS = ("both", "random", "x-to-text", "text-to-x")
+LOSSES = ("assistant", "all")
+TRANSCRIPTS = ("free", "forced", "none")
+# Where a block keeps its medium, or one named as its modality. Bytes come first: datasets' path beside them is a name.
+SOURCE_KEYS = ("bytes", "array", "path", "url", "audio", "image")
+SLACK_SECONDS = 0.1  # a clip of "5 s" that is a little longer is cut, not refused
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what the rows are, besides the data and the checkpoint.
+
+    Args:
+        directions: of DIRECTIONS; "random" makes one row of a medium, of either direction with equal chance.
+        loss: "assistant": labels on the assistant's turns; "all": on every token, as the paper's alignment stage.
+        transcripts: of a spoken message, before its reply. "free": the model learns to write it; "forced": it stands
+            there but is not learned (whoever runs the model gives it); "none": left out.
+        max_tokens: longer rows are rejected.
+        cut: modalities whose sound is cut to the `max_seconds` of the table; of others longer sound is rejected.
+        pad_seconds: silence is appended up to a multiple of this, so that more sounds are of equal length and go
+            through the codec together; 0: none.
+        columns: name of each column in the data, where it is another.
+        instructions: sentences by direction (`load_instructions`).
+    """
+
+    max_tokens: int
+    directions: str = "both"
+    loss: str = "assistant"
+    transcripts: str = "free"
+    seed: int = 0
+    rows_per_shard: int = 256
+    pad_seconds: float = 0.0
+    cut: tuple[str, ...] = ()
+    columns: dict[str, str] = field(default_factory=dict)
+    instructions: Instructions = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """JSON-able, for the manifest; the instructions as a fingerprint."""
+        values = dataclasses.asdict(self) | {"cut": list(self.cut)}
+        text = json.dumps(self.instructions, sort_keys=True)
+        return values | {"instructions": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def load_processor(checkpoint: str) -> AnyGPTProcessor:
+    """The processor of a checkpoint; ValueError if it is none of AnyGPT."""
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").is_file():
+        raise ValueError(
+            f"{checkpoint} has no processor_config.json: it is no AnyGPT checkpoint. Give another --model."
+        )
+    try:
+        return AnyGPTProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what damaged folders raise
+        raise ValueError(f"Can't load {checkpoint} as an AnyGPT checkpoint: {error}") from error
+
+
+def codec_fingerprints(processor: AnyGPTProcessor) -> dict[str, str]:
+    """{modality: fingerprint of its codec's config and weights}; one on the hub is known by its name alone."""
+    found = {}
+    for spec in processor.specs:
+        folder = Path(spec.codec) if "/" in spec.codec else Path(str(processor.shelf.source)) / spec.codec
+        files = [*folder.glob("*.json"), *folder.glob("*.safetensors")] if folder.is_dir() else []
+        found[spec.name] = rows.fingerprint(files) if files else f"hub:{spec.codec}"
+    return found
+
+
+@dataclass
+class Draft:
+    """A row to be: its conversation and those of its blocks that need a codec."""
+
+    source: str
+    task: str
+    messages: list[dict]
+    media: list[dict]
+
+
+def prepare(
+    records: Iterable[tuple[str, Any]], folder: str, processor: AnyGPTProcessor, settings: Settings
+) -> tuple[list[dict], list[dict]]:
+    """Rows (`rows.make_row`) and rejects of the records of one unit.
+
+    Args:
+        records: (source id, record), as `sources.read` gives them.
+        folder: what relative paths in records are relative to.
+    """
+    drafts: list[Draft] = []
+    rejects: list[dict] = []
+    for source, record in records:
+        source = source.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            drafts += draft_rows(source, record, processor.specs, settings)
+        except ValueError as error:
+            rejects.append(reject(source, None, error))
+    encode_blocks([block for draft in drafts for block in draft.media], folder, processor, settings)
+    made = []
+    for draft in drafts:
+        problems = [block["problem"] for block in draft.media if "problem" in block]
+        try:
+            if problems:
+                raise ValueError(problems[0])
+            ids, labels = tokenise(draft.messages, processor, settings)
+            made.append(rows.make_row(ids, labels, draft.task, draft.source, processor.specs))
+        except ValueError as error:
+            rejects.append(reject(draft.source, draft.task, error))
+    return made, rejects
+
+
+def reject(source: str, task: str | None, error: ValueError) -> dict:
+    return {"source": source, "task": task, "reason": " ".join(str(error).split())}
+
+
+# ---------------------------------------------------------------- records to conversations
+
+
+def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: Settings) -> list[Draft]:
+    """The conversations of a record, their media not yet encoded; ValueError if it has none."""
+    names = [spec.name for spec in specs]
+    wanted = {name: settings.columns.get(name, name) for name in ("messages", "text", *names)}
+    values = {name: record[key] for name, key in wanted.items() if record.get(key) is not None}
+    if "messages" in values:
+        messages = with_transcripts(copy_messages(values["messages"]), settings.transcripts)
+        blocks = [block for message in messages for block in blocks_of(message)]
+        return [Draft(source, "messages", messages, [block for block in blocks if block.get("type") in names])]
+    text = values.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"No text: need a string in {wanted['text']!r}, got {text!r:.40}.")
+    present = [name for name in names if name in values]
+    if not present:
+        raise ValueError(f"No medium beside the text: need one of {', '.join(wanted[name] for name in names)}.")
+    drafts = []
+    for name in present:
+        value = values[name]
+        block = (without_nulls(value) if isinstance(value, dict) else {name: value}) | {"type": name}
+        for task in tasks(name, source, settings):
+            sentence = choose(settings.instructions, task, settings.seed, source)
+            if task.endswith("->text"):
+                user, reply = [{"type": "text", "text": sentence}, block], [{"type": "text", "text": text.strip()}]
+            else:
+                user, reply = [{"type": "text", "text": sentence.replace("{text}", text.strip())}], [block]
+            messages = [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
+            drafts.append(Draft(source, task, messages, [block]))
+    return drafts
+
+
+def tasks(modality: str, source: str, settings: Settings) -> list[str]:
+    """The rows that a medium with a text becomes."""
+    both = [f"{modality}->text", f"text->{modality}"]
+    if settings.directions == "both":
+        return both
+    if settings.directions == "random":
+        return [both[draw(settings.seed, source, modality, "direction") % 2]]
+    return both[:1] if settings.directions == "x-to-text" else both[1:]
+
+
+def copy_messages(messages: Any) -> list[dict]:
+    """A copy in which blocks may be changed."""
+    if isinstance(messages, str):
+        messages = json.loads(messages)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"Got messages of type {type(messages).__name__}, need a list of {{'role', 'content'}}.")
+    copies = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list) and all(isinstance(block, dict) for block in content):
+            content = [without_nulls(block) for block in content]
+        elif not isinstance(content, str):
+            raise ValueError(f"Got content of type {type(content).__name__}, need a string or a list of blocks.")
+        copies.append({"role": message.get("role"), "content": content})
+    for block in (block for message in copies for block in blocks_of(message)):
+        if block.get("type") == "audio":
+            block["type"] = "speech"  # as the processor's apply_chat_template
+        for key in {"text": ["text"], "transcript": ["text"], "speech": ["transcript"]}.get(block.get("type"), []):
+            if not isinstance(block.get(key, ""), str):
+                raise ValueError(f"Got {key} of type {type(block[key]).__name__} in a block, need a string.")
+    return copies
+
+
+def without_nulls(fields: dict) -> dict:
+    """Parquet makes nulls of absent fields."""
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def blocks_of(message: dict) -> list[dict]:
+    return [] if isinstance(message["content"], str) else message["content"]
+
+
+def with_transcripts(messages: list[dict], transcripts: str) -> list[dict]:
+    """Replies to speech begin with what was said, if the speech block tells it in "transcript"; or never ("none")."""
+    said: list[str] = []
+    for message in messages:
+        blocks = blocks_of(message)
+        if message["role"] == "user":
+            said = [block["transcript"] for block in blocks if block.get("type") == "speech" and "transcript" in block]
+        elif message["role"] == "assistant" and transcripts == "none" and blocks:
+            message["content"] = [block for block in blocks if block.get("type") != "transcript"]
+        elif message["role"] == "assistant" and transcripts != "none" and said:
+            if not any(block.get("type") == "transcript" for block in blocks):
+                reply = blocks or [{"type": "text", "text": message["content"]}]
+                message["content"] = [{"type": "transcript", "text": " ".join(said)}, *reply]
+    return messages
+
+
+# ---------------------------------------------------------------- media to codes
+
+
+def encode_blocks(blocks: list[dict], folder: str, processor: AnyGPTProcessor, settings: Settings) -> None:
+    """Puts "codes" `[K, T]`, or the "problem" in words, into every block; one pass of a codec for each modality."""
+    for spec in processor.specs:
+        # The two directions of a medium share its block; one may bring codes.
+        own = {id(block): block for block in blocks if block["type"] == spec.name and "codes" not in block}.values()
+        for block in own:
+            try:
+                block["values"] = load_medium(spec, block, folder, settings)
+            except (ValueError, OSError, TypeError) as error:  # TypeError: a sampling rate that is no number
+                block["problem"] = str(error)
+        loaded = [block for block in own if "values" in block]
+        if loaded:
+            codes = codec_io.encode(processor.codec(spec.name), [block.pop("values") for block in loaded])
+            for block, item in zip(loaded, codes, strict=True):
+                block["codes"] = item[: spec.num_codebooks, : max_frames(spec)]
+
+
+def load_medium(spec: Modality, block: dict, folder: str, settings: Settings) -> np.ndarray:
+    """The medium of a block as its codec takes it, `[samples]` or `[3, S, S]`."""
+    found = [block[key] for key in (*SOURCE_KEYS, spec.name) if block.get(key) is not None]
+    if not found:
+        raise ValueError(f"Got {spec.name} with {sorted(block)}, need one of {', '.join(SOURCE_KEYS)}.")
+    item, rate = found[0], block.get("sampling_rate")
+    if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} or {"bytes", "path"} inside a block
+        return load_medium(spec, item, folder, settings)
+    if isinstance(item, str) and not item.startswith(("http://", "https://")):
+        item = str(Path(folder) / item)
+    if spec.sampling_rate is None:
+        return image_to_array(load_image(item), spec.image_size)
+    return load_sound(spec, item, rate, settings)
+
+
+def load_sound(spec: Modality, item: Any, rate: float | None, settings: Settings) -> np.ndarray:
+    """float32 `[samples]` at the codec's rate, cut and padded as the settings say."""
+    limit = spec.max_seconds or MAX_SECONDS
+    whole = MAX_SECONDS if spec.name in settings.cut else limit + SLACK_SECONDS
+    samples = load_audio(item, spec.sampling_rate, rate, whole)[: round(limit * spec.sampling_rate)]
+    step = round(settings.pad_seconds * spec.sampling_rate)
+    return np.pad(samples, (0, -len(samples) % step)) if step else samples
+
+
+def max_frames(spec: Modality) -> int | None:
+    """Frames of the longest item of a modality; None without a limit."""
+    return None if spec.max_seconds is None else round(spec.max_seconds * spec.frame_rate)
+
+
+# ---------------------------------------------------------------- conversations to ids
+
+
+def tokenise(messages: list[dict], processor: AnyGPTProcessor, settings: Settings) -> tuple[list[int], list[int]]:
+    """input_ids and labels of a conversation whose blocks hold codes; ValueError if it is no row to learn from."""
+    ids, labels = render(messages, processor.tokenizer, processor.specs, system=processor.system_prompt)
+    if len(ids) > settings.max_tokens:
+        raise ValueError(f"Got {len(ids)} tokens, at most {settings.max_tokens} fit. Cut it, or raise --max-tokens.")
+    if settings.loss == "all":
+        labels = list(ids)
+    if settings.transcripts == "forced":
+        begin, end = processor.tokenizer.convert_tokens_to_ids([INSTRUCTION, RESPONSE])
+        inside = False
+        for place, token in enumerate(ids):
+            inside = inside or token == begin
+            if inside:
+                labels[place] = IGNORED
+            inside = inside and token != end
+    if all(label == IGNORED for label in labels):
+        raise ValueError("Nothing to learn: no message of the assistant.")
+    return ids, labels
+
+
+class Worker:
+    """Makes shards; what a process, or an actor of Ray, keeps between units.
+
+    Args:
+        checkpoint: folder or hub id.
+        out: folder of the rows.
+        device: of the codecs.
+    """
+
+    def __init__(self, checkpoint: str, settings: Settings, out: Path, device: str):
+        if device == "cpu":
+            torch.set_num_threads(1)  # one worker a core; and the same sums whatever the number of cores
+        self.processor = load_processor(checkpoint).to(device)
+        self.settings, self.out = settings, out
+
+    def make(self, index: int, unit: dict) -> None:
+        """Writes the shard of unit number `index`."""
+        from . import sources
+
+        folder = "." if unit["kind"] == "hf" else unit["root"]
+        made, rejects = prepare(sources.read(unit), folder, self.processor, self.settings)
+        names = [spec.name for spec in self.processor.specs]
+        rows.write_shard(self.out / rows.shard_name(index), made, rejects, names)
