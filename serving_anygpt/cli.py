@@ -3,7 +3,7 @@
 anygpt generate --to speech "good morning" --voice me.wav      anygpt generate --to text question.wav
 anygpt chat                                                     anygpt encode x.wav | anygpt decode --out y.wav
 anygpt demo                                                     anygpt init --backbone DIR OUT
-anygpt export --to vllm DIR OUT
+anygpt export --to vllm DIR OUT                                 anygpt convert --llm DIR ... OUT
 
 Everything that loads torch is imported inside the command that needs it: `anygpt --help` has to start at once.
 Results go to standard output, progress and errors to standard error. Exit code 2: the input or an option was wrong.
@@ -90,6 +90,25 @@ def build_parser() -> Parser:
     )
     init.add_argument("--seed", type=natural, default=0, metavar="N", help="of the new rows (default: 0)")
 
+    convert = commands.add_parser("convert", help="the released AnyGPT weights into one model folder")
+    convert.add_argument("--llm", required=True, metavar="DIR", help="AnyGPT-base or AnyGPT-chat, as downloaded")
+    convert.add_argument(
+        "--speech-tokenizer", required=True, metavar="DIR", help="config.json with ckpt.dev or SpeechTokenizer.pt"
+    )
+    convert.add_argument("--soundstorm", required=True, metavar="FILE", help="speechtokenizer_soundstorm_mls.pt")
+    convert.add_argument("--seed", required=True, metavar="FILE", help="seed_quantizer.pt of SEED-2")
+    convert.add_argument("--eva", required=True, metavar="FILE", help="eva_vit_g.pth, the eyes of SEED-2")
+    convert.add_argument("--encodec", required=True, metavar="DIR|ID", help="Encodec 32 kHz: folder, or hub id")
+    convert.add_argument(
+        "--unclip", required=True, metavar="DIR|ID", help="Stable Diffusion 2.1 unCLIP: folder, or hub id"
+    )
+    convert.add_argument("--chat", action="store_true", help="refuse a base model (the vocabulary tells them apart)")
+    convert.add_argument("--prompts", metavar="FILE", help="JSON with the system prompt and instruction sentences")
+    convert.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME", help="a tensor of --seed to leave out, or a pattern"
+    )
+    convert.add_argument("out", metavar="OUT", help="the new model folder; an interrupted conversion is resumed")
+
     export = commands.add_parser("export", help="the language model as its backbone's own architecture")
     export.add_argument("folder", metavar="DIR", help="AnyGPT checkpoint")
     export.add_argument("out", metavar="OUT", help="the new model folder")
@@ -123,8 +142,22 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "init":
         from .grow import init
 
-        names = arguments.modalities and [name.strip() for name in arguments.modalities.split(",")]
+        names = None if arguments.modalities is None else arguments.modalities.split(",")
         print(init(arguments.backbone, arguments.out, names, arguments.like, arguments.seed))
+        return
+    if arguments.command == "convert":
+        from .convert import convert
+
+        files = (arguments.llm, arguments.speech_tokenizer, arguments.soundstorm, arguments.seed, arguments.eva)
+        others = (
+            arguments.encodec,
+            arguments.unclip,
+            arguments.out,
+            arguments.chat,
+            arguments.prompts,
+            arguments.ignore,
+        )
+        print(convert(*files, *others))
         return
     if arguments.command == "export":
         from .export import export

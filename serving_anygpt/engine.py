@@ -10,11 +10,9 @@ from safetensors import SafetensorError
 
 import processing_anygpt  # noqa: F401  registers the classes with transformers
 from modeling_anygpt.configuration_anygpt import find_modality
-from processing_anygpt.tiny_world.language import INSTRUCTIONS
 
-from . import media
 from .progress import TokenProgress, step
-from .requests import GENERAL_INSTRUCTIONS
+from .requests import instructions_of
 
 TEXT_TOKENS = 128  # of a reply, around its items
 DEFAULT_SECONDS = 30.0  # longest sound of a modality whose row of the table sets no limit
@@ -47,7 +45,7 @@ class Engine:
 
     def __init__(self, folder: str, quiet: bool = False):
         self.quiet = quiet
-        self.instructions = INSTRUCTIONS if media.Path(folder) == media.DEFAULT_MODEL else GENERAL_INSTRUCTIONS
+        self.instructions = instructions_of(folder)
         with step("loading the model", quiet):
             try:
                 self.processor = load_processor(folder)

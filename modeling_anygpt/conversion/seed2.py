@@ -183,7 +183,7 @@ def read_official(
     if unknown and targets.keys() <= tensors.keys():
         raise ValueError(
             f"{seed_quantizer} and {eva_vit_g} hold all of SEED-2 and {len(unknown)} tensors that nobody named to us: "
-            f"{', '.join(unknown)}. If you know them to be unused, pass their names or patterns as `ignored` (--ignore)."
+            f"{', '.join(unknown)}. If you know them to be unused, pass their names as `ignored` (--ignore)."
         )
     check_tensors(tensors, {name: target.shape for name, target in targets.items()}, f"{what} is not this SEED-2")
     return config, tensors
