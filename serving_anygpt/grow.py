@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import json
 import re
+import struct
 from pathlib import Path
 
 import torch
@@ -57,8 +58,7 @@ def init(
         What was written, in one line.
 
     Raises:
-        ValueError: `out` exists, unknown modalities, or a backbone that AnyGPT can't be (it says why).
-        OSError: no such backbone.
+        ValueError: `out` exists, unknown modalities, no such backbone, or one that AnyGPT can't be (it says why).
     """
     source = find_backbone(backbone)
     media.model_config(like)
@@ -128,7 +128,7 @@ def load_backbone(source: dict):
     """The backbone in its own precision (GGUF: float32), in eval mode, and its tokenizer.
 
     Raises:
-        ValueError: not a causal language model that transformers has code for, or a quantised or broken one.
+        ValueError: nothing there, not a causal language model that transformers has code for, quantised or broken.
     """
     # trust_remote_code=False: without it transformers asks on the terminal.
     options = source | {"trust_remote_code": False}
@@ -142,10 +142,13 @@ def load_backbone(source: dict):
             raise ValueError("The backbone is quantised, and its rows can't be grown. Give the original weights.")
         tokenizer = AutoTokenizer.from_pretrained(**options)
         model = AutoModelForCausalLM.from_pretrained(config=config, dtype="auto", **options).eval()
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{source['pretrained_model_name_or_path']} is not a whole model: {error}") from error
+    except (OSError, SafetensorError, RuntimeError, LookupError, struct.error) as error:  # files cut short
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"Cannot load {source['pretrained_model_name_or_path']}: {reason}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"The backbone's tokenizer ({type(tokenizer).__name__}) is not a fast one.")
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what transformers makes of no files
+        raise ValueError(f"{source['pretrained_model_name_or_path']} has no tokenizer. Put its files there.")
     if tokenizer.pad_token is None:  # Llama has none; batches need one, and the mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # what `generate` needs of a batch

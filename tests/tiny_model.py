@@ -31,7 +31,7 @@ def text_config(kind: str = "llama", tied: bool = False, **changes):
     sizes = dict(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
     more = dict(num_key_value_heads=2, head_dim=8, max_position_embeddings=512, tie_word_embeddings=tied)
     more |= dict(pad_token_id=PAD, bos_token_id=1, eos_token_id=EOS)
-    return AutoConfig.for_model(kind, **sizes, **more | changes)
+    return AutoConfig.for_model(kind, **sizes | more | changes)
 
 
 def tiny_config(kind: str = "llama", tied: bool = False, **changes) -> AnyGPTConfig:

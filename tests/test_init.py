@@ -1,0 +1,225 @@
+"""`anygpt init`: a grown backbone says of text what it said before, and can say codes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from backbones import PADDING, make_backbone, make_like
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+
+from modeling_anygpt import check_compatible
+from serving_anygpt import cli
+from serving_anygpt.grow import NOISE, init
+
+# kind, tied, rows without a token
+BACKBONES = {
+    "llama": ("llama", False, 0),
+    "tied llama": ("llama", True, 0),
+    "padded qwen3": ("qwen3", True, PADDING),
+    "untied padded qwen3": ("qwen3", False, PADDING),
+    "much padded qwen3": ("qwen3", False, 5 * PADDING),
+    "gemma3": ("gemma3_text", True, 0),
+    "gemma3 with eyes": ("gemma3", True, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`like` and every backbone of the table, once."""
+    folder = tmp_path_factory.mktemp("backbones")
+    make_like(folder / "like")
+    for name, (kind, tied, padding) in BACKBONES.items():
+        make_backbone(folder / name, kind, tied, padding)
+    return folder
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_text_stays_and_codes_come(name, folder, tmp_path):
+    out = tmp_path / "grown"
+    init(str(folder / name), str(out), like=str(folder / "like"), quiet=True)
+    stock = AutoModelForCausalLM.from_pretrained(folder / name).eval()
+    old = AutoTokenizer.from_pretrained(folder / name)
+    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    processor = AutoProcessor.from_pretrained(out)
+    check_compatible(model.config, processor.tokenizer)
+
+    # Text: the same ids, and of every old token exactly the same logit.
+    text = "please draw a big red circle"
+    inputs = old(text, return_tensors="pt")
+    assert processor.tokenizer(text)["input_ids"] == inputs["input_ids"][0].tolist()
+    old_ids = torch.tensor(sorted(old.get_vocab().values()))
+    with torch.inference_mode():
+        before, after = stock(**inputs).logits, model(**inputs).logits
+    assert torch.equal(before[..., old_ids], after[..., old_ids])
+
+    # Rows: one for every token, of the mean of the old rows and a tenth of their spread; embedding and head.
+    vocabulary = processor.tokenizer.get_vocab()
+    assert model.config.vocab_size == max(before.shape[-1], max(vocabulary.values()) + 1)
+    tied = BACKBONES[name][1]
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied == model.config.tie_word_embeddings
+    new_ids = torch.tensor(sorted(set(vocabulary.values()) - set(old_ids.tolist())))
+    for matrix in (model.model.embed_tokens.weight.detach(), model.lm_head.weight.detach()):
+        known, new = matrix[old_ids], matrix[new_ids]
+        offsets = (new - known.mean(0)) / known.std(0)
+        assert offsets.std() == pytest.approx(NOISE, rel=0.05) and offsets.mean().abs() < 0.01
+        assert len(new.unique(dim=0)) == len(new)
+
+    # Codes: every reply is whole, in what was asked for.
+    assert model.config.eos_token_id == vocabulary["<eos>"]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": "a big red circle"}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    ends = set(model.generation_config.eos_token_id)
+    for spec in model.config.modalities:
+        output = model.generate(**prompt, output_modalities=(spec.name,), max_new_tokens=30)[0].tolist()
+        *reply, last = output[prompt["input_ids"].shape[1] :]
+        start, *codes, end = reply[reply[0] in model.config.space_token_ids :]
+        assert (start, end) == (spec.start_token_id, spec.end_token_id) and last in ends
+        books, frames = spec.ids_to_codes(codes).shape  # raises unless codebook follows codebook
+        assert books == spec.num_codebooks and spec.min_frames <= frames <= spec.max_frames
+
+
+def test_what_comes_from_where(folder, tmp_path):
+    """Rows in the order asked for, ends of the backbone, presets and system prompt of the other AnyGPT."""
+    out = tmp_path / "grown"
+    init(str(folder / "gemma3"), str(out), ["music", "speech"], like=str(folder / "like"), quiet=True)
+    config = AutoConfig.from_pretrained(out)
+    assert [spec.name for spec in config.modalities] == ["music", "speech"]
+    assert config.modality("music").first_code_id < config.modality("speech").first_code_id
+    settings = json.loads((out / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [1, 4] and settings["pad_token_id"] == 0  # "<eos>" was Gemma's own
+    assert settings["modality_presets"] == {"speech": {"temperature": 0.5}, "text": {"top_k": 1}}
+    processor = AutoProcessor.from_pretrained(out)
+    assert processor.system_prompt == "Be kind."
+    assert processor.chat_template.startswith("{{- bos_token -}}")  # this tokenizer puts one, that of `like` does not
+    assert "<👀0>" not in processor.tokenizer.get_vocab()
+
+
+def test_precision_and_seed(folder, tmp_path):
+    make_backbone(tmp_path / "half", "llama", dtype=torch.bfloat16)
+    heads = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        init(str(tmp_path / "half"), str(tmp_path / name), ["speech"], str(folder / "like"), seed, quiet=True)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert model.dtype == model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+        heads.append(model.lm_head.weight)
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_grown_with_the_codecs_of_anygpt_tiny(folder, tmp_path, monkeypatch, capsys):
+    """The command, and then the command on what it made: an untrained picture is still a picture."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "--backbone", str(folder / "llama"), "grown", "--modalities", "speech,image"]) == 0
+    assert capsys.readouterr().out.startswith("grown: LlamaForCausalLM with speech, image, ")
+    codecs = {path.name for path in Path("grown").iterdir() if path.is_dir()}
+    assert codecs == {"speech_codec", "soundstorm", "image_codec"}
+    assert cli.main("generate --json --model grown --to image --out x.png hello".split()) == 0
+    assert Path("x.png").stat().st_size > 0
+
+
+def broken_backbones(folder: Path, good: Path) -> None:
+    """Folders that are no backbone, each for its own reason."""
+
+    def copy(name: str, **changes) -> Path:
+        shutil.copytree(good, folder / name)
+        config = json.loads((good / "config.json").read_text()) | changes
+        (folder / name / "config.json").write_text(json.dumps(config))
+        return folder / name
+
+    weights = copy("cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (copy("no tokenizer") / "tokenizer.json").unlink()
+    copy("quantised", quantization_config={"quant_method": "gptq", "bits": 4})
+    copy("unknown", model_type="unheard_of")
+    tokenizer = AutoTokenizer.from_pretrained(good)
+    small = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    for kind, changes in {"cohere": {"intermediate_size": 32}, "gpt2": {}, "phi": {"intermediate_size": 32}}.items():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **changes))
+        model.save_pretrained(folder / kind)
+        tokenizer.save_pretrained(folder / kind)
+    copy("clip", model_type="clip_vision_model")
+    (folder / "one.gguf").write_bytes(b"GGUF")
+    (folder / "two").mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (folder / "two" / name).write_bytes(b"GGUF")
+    (folder / "words.txt").write_text("hello")
+
+
+BAD = {
+    "nothing there": ("nowhere", "No such backbone: nowhere"),
+    "a file": ("words.txt", "No such backbone: words.txt"),
+    "weights cut short": ("cut", "Cannot load cut: "),
+    "no tokenizer": ("no tokenizer", "no tokenizer has no tokenizer"),
+    "quantised": ("quantised", "quantised"),
+    "unknown type": ("unknown", "unheard_of"),
+    "no language model": ("clip", "'clip_vision_model', not a causal language model"),
+    "scaled logits": ("cohere", "'cohere' scales or shifts its logits"),
+    "another build": ("gpt2", "'gpt2' is not made of embed_tokens, layers and a linear head"),
+    "head with a bias": ("phi", "'phi' is not made of embed_tokens, layers and a linear head"),
+    "AnyGPT already": ("like", "AnyGPT model already"),
+    "not a GGUF file": ("one.gguf", "Cannot load .: "),
+    "two GGUF files": ("two", "2 GGUF files"),
+    "hub, without a network": ("somebody/something", "Cannot load somebody/something: "),
+}
+BAD_OPTIONS = {
+    "unknown modality": ("--modalities video --like like", "Unknown modality 'video'. Known: image, speech, music"),
+    "twice": ("--modalities image,image --like like", "each once"),
+    "none": ("--modalities= --like like", "Unknown modality ''"),
+    "like nothing": ("--like nowhere", "No such model folder: nowhere"),
+    "like another": ("--like llama", "'llama' model, not an AnyGPT one"),
+    "like without codecs": ("--like bare", "bare has no codec folder 'image_codec'"),
+    "seed": ("--seed -1", "2^63"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad(folder, checkpoint, tmp_path_factory):
+    """A folder of bad backbones, beside a good one."""
+    bad = tmp_path_factory.mktemp("bad")
+    broken_backbones(bad, folder / "llama")
+    shutil.copytree(folder / "like", bad / "like")
+    shutil.copytree(folder / "llama", bad / "llama")
+    files = shutil.ignore_patterns("*_codec", "soundstorm", "model.safetensors")
+    shutil.copytree(checkpoint, bad / "bare", ignore=files)
+    (bad / "taken").mkdir()
+    return bad
+
+
+def refused(words: list[str], capsys, monkeypatch, folder: Path) -> str:
+    """Runs the command in `folder`; the one line it printed, after making sure that nothing is left behind."""
+    monkeypatch.chdir(folder)
+    before = sorted(path.name for path in folder.iterdir())
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    output, error = capsys.readouterr()
+    assert code == 2 and output == ""
+    assert sorted(path.name for path in folder.iterdir()) == before
+    lines = [line for line in error.splitlines() if line.startswith("anygpt")]
+    assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_backbones(name, bad, capsys, monkeypatch):
+    backbone, message = BAD[name]
+    assert message in refused(["init", "--backbone", backbone, "out", "--like", "like"], capsys, monkeypatch, bad)
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options(name, bad, capsys, monkeypatch):
+    options, message = BAD_OPTIONS[name]
+    words = ["init", "--backbone", "llama", "out", *options.split()]
+    assert message in refused(words, capsys, monkeypatch, bad)
+
+
+def test_existing_folder(bad, capsys, monkeypatch):
+    words = ["init", "--backbone", "llama", "taken", "--like", "like"]
+    assert "taken exists already" in refused(words, capsys, monkeypatch, bad)
