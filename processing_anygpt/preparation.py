@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from transformers import AutoConfig
+
+from modeling_anygpt import AnyGPTConfig
 
 from . import codec_io, rows
 from .conversation import IGNORED, render
@@ -68,16 +70,15 @@ class Settings:
         return values | {"instructions": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def load_processor(checkpoint: str) -> AnyGPTProcessor:
-    """The processor of a checkpoint; ValueError if it is none of AnyGPT."""
-    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").is_file():
-        raise ValueError(
-            f"{checkpoint} has no processor_config.json: it is no AnyGPT checkpoint. Give another --model."
-        )
+def load_checkpoint(checkpoint: str) -> tuple[AnyGPTConfig, AnyGPTProcessor]:
+    """Configuration and processor of a checkpoint; ValueError if it is none of AnyGPT's."""
     try:
-        return AnyGPTProcessor.from_pretrained(checkpoint)
+        config = AutoConfig.from_pretrained(checkpoint)
+        if not isinstance(config, AnyGPTConfig):
+            raise ValueError(f"its config.json is that of {config.model_type!r}, not of AnyGPT")
+        return config, AnyGPTProcessor.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what damaged folders raise
-        raise ValueError(f"Can't load {checkpoint} as an AnyGPT checkpoint: {error}") from error
+        raise ValueError(f"Can't load the checkpoint {checkpoint}: {error}. Give another --model.") from error
 
 
 def codec_fingerprints(processor: AnyGPTProcessor) -> dict[str, str]:
@@ -282,7 +283,8 @@ def max_frames(spec: Modality) -> int | None:
 
 def tokenise(messages: list[dict], processor: AnyGPTProcessor, settings: Settings) -> tuple[list[int], list[int]]:
     """input_ids and labels of a conversation whose blocks hold codes; ValueError if it is no row to learn from."""
-    ids, labels = render(messages, processor.tokenizer, processor.specs, system=processor.system_prompt)
+    system, separator = processor.system_prompt, processor.turn_separator
+    ids, labels = render(messages, processor.tokenizer, processor.specs, system=system, separator=separator)
     if len(ids) > settings.max_tokens:
         raise ValueError(f"Got {len(ids)} tokens, at most {settings.max_tokens} fit. Cut it, or raise --max-tokens.")
     if settings.loss == "all":
@@ -298,28 +300,3 @@ def tokenise(messages: list[dict], processor: AnyGPTProcessor, settings: Setting
     if all(label == IGNORED for label in labels):
         raise ValueError("Nothing to learn: no message of the assistant.")
     return ids, labels
-
-
-class Worker:
-    """Makes shards; what a process, or an actor of Ray, keeps between units.
-
-    Args:
-        checkpoint: folder or hub id.
-        out: folder of the rows.
-        device: of the codecs.
-    """
-
-    def __init__(self, checkpoint: str, settings: Settings, out: Path, device: str):
-        if device == "cpu":
-            torch.set_num_threads(1)  # one worker a core; and the same sums whatever the number of cores
-        self.processor = load_processor(checkpoint).to(device)
-        self.settings, self.out = settings, out
-
-    def make(self, index: int, unit: dict) -> None:
-        """Writes the shard of unit number `index`."""
-        from . import sources
-
-        folder = "." if unit["kind"] == "hf" else unit["root"]
-        made, rejects = prepare(sources.read(unit), folder, self.processor, self.settings)
-        names = [spec.name for spec in self.processor.specs]
-        rows.write_shard(self.out / rows.shard_name(index), made, rejects, names)

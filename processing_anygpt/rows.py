@@ -102,6 +102,76 @@ def shard_notes(path: Path) -> tuple[dict, list[dict]]:
     return {"file": path.name, **json.loads(metadata[SUMMARY_KEY])}, json.loads(metadata[REJECTS_KEY])
 
 
+def begin(folder: Path, facts: dict) -> list[int]:
+    """Opens a new folder of rows, or one that a run with the same facts has left.
+
+    Args:
+        facts: "settings", "modalities", fingerprints, "units" (how many): what has to be equal for the rows to be.
+
+    Returns:
+        The units whose shards are missing.
+
+    Raises:
+        ValueError: the folder holds other things, or rows made with other settings, data or codecs.
+    """
+    path = folder / "manifest.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        before = _read_json(path)
+        for what in facts:
+            _check_equal(folder, what, before.get(what), facts[what])
+    elif any(not file.name.startswith(".part-") for file in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and has no manifest.json. Give --out a new or an empty folder.")
+    for leftover in folder.glob(".*.tmp"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
+    todo = [unit for unit in range(facts["units"]) if not (folder / shard_name(unit)).is_file()]
+    if todo or not path.is_file():
+        _write_json(path, {"version": VERSION, "complete": False, **facts})
+    return todo
+
+
+def finish(folder: Path, facts: dict) -> dict:
+    """Writes rejects.jsonl and the final manifest of a folder that has all its shards; returns the manifest."""
+    notes = [shard_notes(folder / shard_name(unit)) for unit in range(facts["units"])]
+    lines = [json.dumps(reject) + "\n" for _, rejects in notes for reject in rejects]
+    write_whole(folder / "rejects.jsonl", lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+    shards = [summary for summary, _ in notes]
+    totals: dict[str, Any] = {
+        key: sum(s[key] for s in shards) for key in ("rows", "rejected", "tokens", "learned_tokens")
+    }
+    for key in ("tasks", "modality_tokens"):
+        totals[key] = dict(sum((Counter(shard[key]) for shard in shards), Counter()))
+    manifest = {"version": VERSION, "complete": True, **facts, **totals, "shards": shards}
+    _write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _check_equal(folder: Path, what: str, before: Any, now: Any) -> None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            _check_equal(folder, f"{what}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        raise ValueError(
+            f"{folder} was begun with another {what.removeprefix('settings.')} ({before!r:.60}, now {now!r:.60}). "
+            "Go on with the same, or give another --out."
+        )
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Make the rows again.") from None
+    if not isinstance(value, dict) or value.get("version") != VERSION:
+        raise ValueError(f"{path} is not of layout {VERSION}. Make the rows again with train/prepare_data.py.")
+    return value
+
+
+def _write_json(path: Path, value: dict) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def read_manifest(folder: str | os.PathLike) -> dict:
     """The manifest of a finished folder of rows.
 
@@ -118,12 +188,7 @@ def read_manifest(folder: str | os.PathLike) -> dict:
         raise ValueError(
             f"{folder} has no manifest.json: it is no folder of rows. Make one with train/prepare_data.py."
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Make the rows again.") from None
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        raise ValueError(f"{path} is not of layout {VERSION}. Make the rows again with train/prepare_data.py.")
+    manifest = _read_json(path)
     if not manifest["complete"]:
         raise ValueError(f"{folder} is not finished. Run the same train/prepare_data.py command again: it goes on.")
     missing = [shard["file"] for shard in manifest["shards"] if not (folder / shard["file"]).is_file()]
