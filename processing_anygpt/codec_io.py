@@ -133,8 +133,8 @@ def paint(
         batch = embeddings[first : first + MAX_PAINTED]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[first : first + MAX_PAINTED]]
         repeated = None if unwanted is None else unwanted.expand(len(batch), -1)
-        results += decoder.decode(batch, repeated, generators=generators, **options).cpu().numpy()
-    return list(results)
+        results.extend(decoder.decode(batch, repeated, generators=generators, **options).cpu().numpy())
+    return results
 
 
 def is_audio(codec: Any) -> bool:
