@@ -1,13 +1,13 @@
-"""`anygpt export`: the language model as its backbone's own architecture (`LlamaForCausalLM`, ...), for other programs.
+"""`anygpt export`: the language model as its backbone's own architecture (`LlamaForCausalLM`, ...), for others.
 
 The keys of the weights are the backbone's already, so an export is a change of config.json: shards are copied byte for
-byte, one at a time. Only with a LoRA adapter is the model loaded, in its own precision, and the merged weights written.
+byte, one at a time. Only with a LoRA adapter is the model loaded, in its own precision, to write the merged weights.
 
 What is left behind: the modality table, the codecs, the grammar and its sampling presets per modality. A program that
 runs the export has to put codes into prompts and read them from replies itself (`anygpt encode`, `anygpt decode`).
 
-`plain` and `vllm` differ in generation_config.json alone. vLLM takes `max_new_tokens` there for a limit that no request
-can exceed (`vllm/config/model.py`, `generation_config`), so `vllm` leaves out how long a reply may be.
+`plain` and `vllm` differ in generation_config.json alone. vLLM takes `max_new_tokens` there for a limit that no
+request can exceed (`generation_config` in its vllm/config/model.py), so `vllm` leaves out how long a reply may be.
 """
 
 import json

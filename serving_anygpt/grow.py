@@ -1,14 +1,14 @@
 """`anygpt init`: any causal language model on disk (or on the hub) becomes an AnyGPT model, ready to be trained.
 
-The tokenizer gets the tokens of the modality table, embedding and head get their rows, and config, processor, codecs and
-code are written beside them. What the backbone computes stays bit for bit: its own logits do not change, only new ones
-come in. Its own chat template is not kept (the chat format is AnyGPT's); its ends of a reply still end one.
+The tokenizer gets the tokens of the modality table, embedding and head get their rows, and config, processor, codecs
+and code are written beside them. What the backbone computes stays bit for bit: its own logits do not change, only new
+ones come in. Its own chat template is not kept (the chat format is AnyGPT's); its ends of a reply still end one.
 
-New rows are the mean of the old ones plus noise of a tenth of their spread. With the mean, the new tokens together take at
-most their share of the vocabulary from the probability of text (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
-Language Models"). The noise tells codes apart from the first training step on; at a tenth of the spread it moves a new
-logit by a tenth of what old logits differ by, so that new tokens stay as unlikely as the mean makes them. Embedding and head
-each have their own mean and spread; where they are tied there is one matrix, and one set of new rows.
+New rows are the mean of the old ones plus noise of a tenth of their spread. At the mean, the new tokens together take
+at most their share of the vocabulary from the probability of text (J. Hewitt 2021, "Initializing New Word Embeddings
+for Pretrained Language Models"). The noise tells codes apart from the first training step on; at a tenth of the spread
+it moves a new logit by a tenth of what old logits differ by, so new tokens stay about as unlikely as the mean makes
+them. Embedding and head have each their own mean and spread; tied, they are one matrix with one set of new rows.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Tiny causal language models with their tokenizers, as folders, and an AnyGPT folder without codecs."""
+"""For tests of init and export: tiny causal language models with their tokenizers, and an AnyGPT without codecs."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM, ModalitySpec
 from processing_anygpt import AnyGPTProcessor, add_modality_tokens
+from serving_anygpt import cli
 
 PADDING = 100  # rows that the padded backbone has beyond its tokenizer; fewer than the table below adds
 
@@ -68,3 +69,19 @@ def make_like(folder: Path) -> Path:
     model.save_pretrained(folder)
     AnyGPTProcessor(tokenizer, [spec.to_dict() for spec in config.modalities], "Be kind.").save_pretrained(folder)
     return folder
+
+
+def refused(words: list[str], capsys, monkeypatch, folder: Path) -> str:
+    """Runs the command in `folder`; the one line it printed, after making sure that nothing is left behind."""
+    monkeypatch.chdir(folder)
+    before = sorted(path.name for path in folder.iterdir())
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    output, error = capsys.readouterr()
+    assert code == 2 and output == ""
+    assert sorted(path.name for path in folder.iterdir()) == before
+    lines = [line for line in error.splitlines() if line.startswith("anygpt")]
+    assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
+    return lines[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones import PADDING, make_backbone, make_like
+from backbones import PADDING, make_backbone, make_like, refused
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from modeling_anygpt import check_compatible
@@ -189,22 +189,6 @@ def bad(folder, checkpoint, tmp_path_factory):
     shutil.copytree(checkpoint, bad / "bare", ignore=files)
     (bad / "taken").mkdir()
     return bad
-
-
-def refused(words: list[str], capsys, monkeypatch, folder: Path) -> str:
-    """Runs the command in `folder`; the one line it printed, after making sure that nothing is left behind."""
-    monkeypatch.chdir(folder)
-    before = sorted(path.name for path in folder.iterdir())
-    try:
-        code = cli.main(words)
-    except SystemExit as stop:
-        code = stop.code
-    output, error = capsys.readouterr()
-    assert code == 2 and output == ""
-    assert sorted(path.name for path in folder.iterdir()) == before
-    lines = [line for line in error.splitlines() if line.startswith("anygpt")]
-    assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
-    return lines[0]
 
 
 @pytest.mark.parametrize("name", BAD)
