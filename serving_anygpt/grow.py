@@ -16,6 +16,7 @@ import dataclasses
 import json
 import re
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -129,9 +130,12 @@ def load_backbone(source: dict):
 
     Raises:
         ValueError: nothing there, not a causal language model that transformers has code for, quantised or broken.
+        ImportError: a GGUF file without the extra for it.
     """
     # trust_remote_code=False: without it transformers asks on the terminal.
     options = source | {"trust_remote_code": False}
+    if "gguf_file" in source and find_spec("gguf") is None:
+        raise ImportError("Reading a GGUF file needs: pip install 'anygpt-hf[gguf]'")
     try:
         config = AutoConfig.from_pretrained(**options)
         if config.model_type == AnyGPTConfig.model_type:

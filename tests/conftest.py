@@ -26,6 +26,8 @@ sys.path.insert(0, str(ROOT / "tests"))  # tests share small helpers as plain mo
 def pytest_addoption(parser):
     default = ROOT / "modeling_anygpt" / "pretrained" / "anygpt_tiny"
     parser.addoption("--checkpoint", default=str(default), help="checkpoint folder (default: the embedded one)")
+    parser.addoption("--smollm2", default=str(ROOT / "data" / "smollm2"), help="folder of `make smollm2` (slow tests)")
+    parser.addoption("--vllm-env", default=str(ROOT / ".venv-vllm"), help="folder of `make vllm-env` (slow tests)")
 
 
 def pytest_configure(config):
