@@ -1,0 +1,112 @@
+"""Put an adapter into the weights of its base model: a complete checkpoint, for programs that know no adapters.
+
+  python train/merge.py --adapter runs/voice/adapter --out runs/voice/merged
+
+The trainers do it themselves at their end; this is for an adapter that came from elsewhere, or for another dtype.
+"""
+
+import argparse
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from recipe import ModelRecipe, load_model, load_processor
+from safetensors import SafetensorError
+from settings import run_script
+
+
+@contextmanager
+def whole_folder(folder: Path):
+    """Yields a temporary folder beside `folder` that takes its place at the end; nothing stays after an error."""
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def whole_or_nothing(folder: Path):
+    """Removes `folder` if writing it fails. What a full disk makes torch raise becomes an OSError."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, RuntimeError | SafetensorError):
+            raise OSError(f"{folder} can't be written ({error}). Is the disk full?") from error
+        raise
+
+
+def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
+    """Writes base + adapter with the base's processor and codecs to `out`, whole or not at all."""
+    processor = load_processor(base)
+    model = PeftModel.from_pretrained(load_model(ModelRecipe(model=base, dtype=dtype), seed=0), adapter)
+    merged = model.merge_and_unload()
+    with whole_folder(out) as folder:
+        merged.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+def save_model(trainer, recipe: ModelRecipe) -> None:
+    """Saves what `trainer` has: output_dir/model, complete, and output_dir/adapter if it trained one.
+
+    All processes call it; under FSDP and ZeRO the weights are gathered.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+    main = trainer.is_world_process_zero()
+    out = Path(trainer.args.output_dir)
+    raw = out / ".weights.part"
+    with whole_or_nothing(raw):
+        trainer.save_model(raw)
+        if main:
+            (raw / "training_args.bin").unlink()  # a pickle, and of no use to those who load the model
+            if recipe.lora_r:
+                with whole_folder(out / "adapter") as folder:
+                    shutil.copytree(raw, folder, dirs_exist_ok=True)
+                merge(recipe.model, out / "adapter", out / "model", recipe.export_dtype or recipe.dtype)
+            else:
+                export(raw, recipe, out / "model")
+            shutil.rmtree(raw)
+    trainer.accelerator.wait_for_everyone()
+    if main:
+        print(f"saved {out / 'model'}", flush=True)
+
+
+def export(weights: Path, recipe: ModelRecipe, out: Path) -> None:
+    """The trained weights with the processor and codecs of the checkpoint they started from."""
+    processor = load_processor(recipe.model)
+    with whole_folder(out) as folder:
+        shutil.copytree(weights, folder, dirs_exist_ok=True)
+        if recipe.export_dtype is not None:
+            load_model(ModelRecipe(model=str(weights), dtype=recipe.export_dtype), seed=0).save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+def main(words: list[str]):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", required=True, help="folder with adapter_config.json")
+    parser.add_argument("--base", help="checkpoint it was trained on (default: the one it names)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args(words)
+    torch.set_grad_enabled(False)
+    if args.out.exists():
+        raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
+    if not (Path(args.adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{args.adapter} is no adapter: it has no adapter_config.json.")
+    base = args.base or PeftConfig.from_pretrained(args.adapter).base_model_name_or_path
+    merge(base, args.adapter, args.out, args.dtype)
+    print(f"saved {args.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,250 @@
+"""What the training scripts share: keys of a recipe beside TRL's, its model and adapters, the output folder."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from peft import LoraConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
+
+import processing_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
+from modeling_anygpt import AnyGPTConfig
+from processing_anygpt.rows import write_whole
+
+ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+# Keys of the TRL configs that the scripts set themselves, and what to use instead.
+OWNED = {
+    "model_init_kwargs": "model, dtype and attn_implementation",
+    "resume_from_checkpoint": "resume",
+    "packing": "nothing: rows are always packed",
+    "packing_strategy": "nothing: rows are always packed best-fit",
+    "padding_free": "nothing: there is no padding",
+    "eval_packing": "nothing: rows are always packed",
+    "dataset_kwargs": "mixture",
+    "dataset_text_field": "train/prepare_data.py",
+    "shuffle_dataset": "seed",
+    "train_sampling_strategy": "seed",
+    "remove_unused_columns": "nothing",
+    "completion_only_loss": "learn",
+    "assistant_only_loss": "learn",
+    "num_train_epochs": "max_steps",
+    "use_liger_kernel": "liger",
+    "torch_compile": "compile",
+    "torch_compile_backend": "compile",
+}
+
+# Keys that don't change what is learned.
+NEUTRAL = (
+    "resume",
+    "export_dtype",
+    "data_cache",
+    "heldout",
+    "heldout_rows",
+    "attn_implementation",
+    "liger",
+    "compile",
+)
+
+
+@dataclass(kw_only=True)
+class ModelRecipe:
+    """Keys of every trainer."""
+
+    model: str = field(metadata={"help": "folder of the AnyGPT checkpoint that training starts from"})
+    from_scratch: bool = field(default=False, metadata={"help": "random weights of that checkpoint's shape"})
+    dtype: str = field(default="float32", metadata={"help": "of the weights: float32 or bfloat16; autocast is --bf16"})
+    attn_implementation: str = field(default="sdpa", metadata={"help": ", ".join(ATTENTIONS)})
+    liger: bool = field(default=False, metadata={"help": "Liger's kernels in the layers (a GPU)"})
+    compile: str | None = field(
+        default=None, metadata={"help": "backend that compiles each decoder layer, for example inductor"}
+    )
+    lora_r: int = field(default=0, metadata={"help": "rank of LoRA; 0 trains all weights"})
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_targets: str = field(default="all-linear", metadata={"help": "modules with adapters, separated by commas"})
+    lora_vocabulary: str = field(
+        default="frozen",
+        metadata={
+            "help": "frozen: this checkpoint knows its codes; rows: train the embedding and head rows of codes and "
+            "markers; all: train both matrices"
+        },
+    )
+    export_dtype: str | None = field(default=None, metadata={"help": "of the saved model; default: as trained"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
+
+    def __post_init__(self):
+        """Raises ValueError on a value that can't be, before anything is loaded."""
+        allowed = {
+            "dtype": ("float32", "bfloat16"),
+            "export_dtype": (None, "float32", "bfloat16"),
+            "attn_implementation": ATTENTIONS,
+            "lora_vocabulary": ("frozen", "rows", "all"),
+        }
+        for key, values in allowed.items():
+            if getattr(self, key) not in values:
+                choices = ", ".join(str(value) for value in values)
+                raise ValueError(f"{key}: got {getattr(self, key)!r}, allowed: {choices}.")
+        if self.attn_implementation.startswith("flash") and not torch.cuda.is_available():
+            raise ValueError(f"attn_implementation: {self.attn_implementation} needs a GPU. On a CPU use sdpa.")
+        if self.lora_r < 0 or (self.lora_vocabulary != "frozen" and not self.lora_r):
+            raise ValueError(
+                f"lora_r: got {self.lora_r} with lora_vocabulary: {self.lora_vocabulary}. Without LoRA (lora_r: 0) "
+                "all weights are trained; leave lora_vocabulary out."
+            )
+
+
+@dataclass
+class TrainingDefaults:
+    """Before a TRL config in the list of bases: other defaults, and no silent change of what the scripts rely on."""
+
+    # A pack is a batch: more of them in one pass make one long row, whose mask sdpa writes out.
+    per_device_train_batch_size: int = 1
+    per_device_eval_batch_size: int = 1
+    bf16: bool = field(default=False, metadata={"help": "autocast to bfloat16"})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "recompute activations in the backward pass; default: if memory needs it"}
+    )
+
+    def __post_init__(self):
+        for key, instead in OWNED.items():
+            fields = {f.name: f for f in dataclasses.fields(self)}
+            if key in fields and getattr(self, key) != default_of(fields[key]):
+                raise ValueError(f"{key} is set by this script. Use instead: {instead}.")
+        if not self.use_cpu and not torch.accelerator.is_available():
+            raise ValueError("torch sees no GPU. Install a GPU build of torch and a driver, or add --use_cpu.")
+        if self.max_steps < 1:
+            raise ValueError("max_steps is missing: how many steps to train. A mixture has no end of its own.")
+        super().__post_init__()
+
+
+def default_of(f: dataclasses.Field):
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
+def load_processor(folder: str):
+    """The processor of a checkpoint folder. Raises ValueError if there is none."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no checkpoint: it has no config.json. Give a local folder (`hf download NAME --local-dir "
+            f"{folder}` fetches one, `anygpt init` makes one)."
+        )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if not isinstance(config, AnyGPTConfig):
+        raise ValueError(
+            f"{folder} is a {config.model_type!r} checkpoint, not AnyGPT's. Grow it first: anygpt init --backbone "
+            f"{folder} OUT"
+        )
+    return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def load_model(recipe: ModelRecipe, seed: int):
+    """The model of a recipe. Raises ValueError if weights are missing, left over or of another shape."""
+    options = {"dtype": getattr(torch, recipe.dtype), "attn_implementation": recipe.attn_implementation}
+    if recipe.from_scratch:
+        transformers.set_seed(seed)
+        config = AutoConfig.from_pretrained(recipe.model, local_files_only=True)
+        return AutoModelForCausalLM.from_config(config, **options)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            recipe.model, local_files_only=True, output_loading_info=True, **options
+        )
+    except ImportError as error:  # of an attention kernel
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{first} pip install 'anygpt-hf[flash]', or attn_implementation: sdpa.") from error
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{recipe.model} has no usable weights: {first} (from_scratch: true starts anew)") from error
+    wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+    if wrong:
+        raise ValueError(
+            f"The weights of {recipe.model} do not fit its config.json: {wrong[0]} ({len(wrong)} in all). Convert or "
+            "download it again."
+        )
+    return model
+
+
+def speed_up(model, recipe: ModelRecipe) -> None:
+    """Liger's kernels and compilation, in place. Both act on the backbone's layers: TRL computes the loss itself."""
+    if recipe.liger:
+        if not is_liger_kernel_available():
+            raise ValueError("liger: liger-kernel is not installed. pip install liger-kernel (needs a GPU).")
+        # transformers would look up the kernels of a model_type "anygpt".
+        apply_liger_kernel(model.model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+    if recipe.compile:
+        for layer in model.model.layers:  # one graph serves them all, and the keys of the weights stay
+            layer.compile(backend=recipe.compile)
+
+
+def lora_config(recipe: ModelRecipe, config: AnyGPTConfig) -> LoraConfig | None:
+    """The adapters of a recipe; None where all weights are trained."""
+    if not recipe.lora_r:
+        return None
+    tied = config.tie_word_embeddings
+    matrices = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    # With one list for both PEFT trains the embedding and leaves the head as it is; a tied head follows by itself.
+    rows = {name: vocabulary_rows(config) for name in matrices} if recipe.lora_vocabulary == "rows" else None
+    return LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_targets.split(",") if "," in recipe.lora_targets else recipe.lora_targets,
+        trainable_token_indices=rows,
+        modules_to_save=matrices if recipe.lora_vocabulary == "all" else None,
+        ensure_weight_tying=tied and recipe.lora_vocabulary == "all",
+        task_type="CAUSAL_LM",
+    )
+
+
+def vocabulary_rows(config: AnyGPTConfig) -> list[int]:
+    """The ids that growing added to the backbone's vocabulary: codes, markers and control tokens."""
+    names = ("human", "assistant", "eoh", "eos", "response", "instruction")
+    rows = {getattr(config, f"{name}_token_id") for name in names} - {None}
+    for spec in config.modalities:
+        rows |= {spec.start_token_id, spec.end_token_id}
+        rows |= set(range(spec.first_code_id, spec.first_code_id + spec.num_codes))
+    return sorted(rows)
+
+
+def prepare_output(folder: str, resume: bool) -> str | None:
+    """Makes sure that `folder` can be written and holds no other run; the checkpoint to go on from, if any.
+
+    A checkpoint whose trainer_state.json is missing was cut off while it was written, and is passed over.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise ValueError(f"output_dir {folder} can't be written: {error.strerror}.") from error
+    found = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda state: int(state.parent.name[11:]))
+    if resume and not found:
+        raise ValueError(f"resume: {folder} holds no complete checkpoint. Start without --resume.")
+    if not resume and (found or (path / "model").exists()):
+        raise ValueError(f"output_dir {folder} holds a run already. Add --resume, or name another folder.")
+    return str(found[-1].parent) if resume else None
+
+
+def record_settings(recipe: ModelRecipe, config, rows_per_step: int) -> None:
+    """Writes output_dir/settings.yaml; on resuming, refuses settings that would change what the next step sees."""
+    decisive = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NEUTRAL}
+    decisive |= {"seed": config.seed, "max_length": config.max_length, "rows_per_step": rows_per_step}
+    path = Path(config.output_dir) / "settings.yaml"
+    if recipe.resume and path.is_file():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, value in decisive.items():
+            if before.get(key, value) != value:
+                raise ValueError(
+                    f"resume: {key} was {before[key]!r} when {config.output_dir} was begun and is {value!r} now. "
+                    "Resume with the same settings, or start in another output_dir."
+                )
+    if config.process_index == 0:
+        text = yaml.safe_dump(decisive, sort_keys=False, allow_unicode=True)
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

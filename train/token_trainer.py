@@ -1,0 +1,246 @@
+"""TRL's SFTTrainer on rows of token ids: sources mixed by rate, packed, with loss and accuracy by modality."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import yaml
+from budget import needs_checkpointing
+from datasets import Dataset, concatenate_datasets, load_dataset
+from merge import save_model, whole_or_nothing
+from recipe import (
+    ModelRecipe,
+    TrainingDefaults,
+    load_model,
+    load_processor,
+    lora_config,
+    prepare_output,
+    record_settings,
+    speed_up,
+)
+from trl import SFTConfig, SFTTrainer
+
+from modeling_anygpt import AnyGPTConfig
+from processing_anygpt.packing import PackPlan, best_fit_decreasing
+from processing_anygpt.rows import check_vocabulary, read_manifest, shard_paths
+
+
+@dataclass(kw_only=True)
+class RowsRecipe(ModelRecipe):
+    """What the trainers of rows ask for."""
+
+    mixture: str = field(
+        metadata={"help": "{name: {rows: FOLDER, rate: SHARE OF THE IDS, tasks: [only these]}}; tasks may be left out"}
+    )
+    heldout: str = field(default="{}", metadata={"help": "{name: {rows: FOLDER}}, evaluated one by one"})
+    heldout_rows: int = field(default=200, metadata={"help": "rows of each held-out folder to evaluate on"})
+    learn: str = field(default="labels", metadata={"help": "labels: what the rows mark; all: every id"})
+    data_cache: str | None = field(default=None, metadata={"help": "folder for memory-mapped copies of the rows"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.learn not in ("labels", "all"):
+            raise ValueError(f"learn: got {self.learn!r}, allowed: labels, all.")
+        for key in ("mixture", "heldout"):
+            sources = yaml.safe_load(getattr(self, key))  # the parser of command lines knows no nested values
+            setattr(self, key, sources)
+            needed = {"rows", "rate"} if key == "mixture" else {"rows"}
+            for name, source in sources.items() if isinstance(sources, dict) else [("", sources)]:
+                if not isinstance(source, dict) or not needed <= set(source) <= needed | {"tasks"}:
+                    raise ValueError(f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks if wanted.")
+
+
+@dataclass
+class RowsConfig(TrainingDefaults, SFTConfig):
+    """TRL's SFTConfig with our defaults."""
+
+
+def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Dataset, np.ndarray]:
+    """The rows of one source, memory-mapped, and their lengths [rows].
+
+    Raises:
+        ValueError: the folder is not finished, made with another vocabulary, lacks a column or a task.
+    """
+    manifest = read_manifest(source["rows"])
+    check_vocabulary(manifest, tokenizer)
+    shards = [str(path) for path in shard_paths(source["rows"])]
+    if not shards:
+        raise ValueError(f"Source {name!r}: {source['rows']} holds no rows.")
+    columns = ["input_ids", "labels", "length", "task"]
+    for shard in shards:
+        missing = [column for column in columns if column not in pq.read_schema(shard).names]
+        if missing:
+            raise ValueError(f"Source {name!r}: {shard} has no column {missing[0]!r}. Make it with prepare_data.py.")
+    rows = load_dataset("parquet", data_files=shards, columns=columns, split="train", cache_dir=cache)
+    if source.get("tasks"):
+        unknown = sorted(set(source["tasks"]) - set(manifest["tasks"]))
+        if unknown:
+            raise ValueError(f"Source {name!r} has no task {unknown[0]!r}. It has {', '.join(manifest['tasks'])}.")
+        rows = rows.select(np.flatnonzero(np.isin(np.array(rows["task"][:]), source["tasks"])))
+    lengths = rows.with_format("numpy")["length"][:]
+    return rows.select_columns(["input_ids", "labels"]), lengths
+
+
+class PackReader:
+    """Turns numbers of packs into what TRL's collator takes: ids, labels, and the lengths of the rows in a pack."""
+
+    def __init__(self, rows: Dataset, packs, learn: str):
+        self.rows, self.packs, self.learn = rows.with_format("arrow"), packs, learn
+
+    def __call__(self, batch: dict) -> dict[str, list]:
+        out = {"input_ids": [], "labels": [], "seq_lengths": []}
+        for index in batch["pack"]:
+            table = self.rows[self.packs[index]]
+            ids = table["input_ids"].combine_chunks()
+            labels = table["labels"].combine_chunks()
+            out["input_ids"].append(ids.flatten().to_numpy().astype(np.int64))
+            learned = ids if self.learn == "all" else labels
+            out["labels"].append(learned.flatten().to_numpy().astype(np.int64))
+            out["seq_lengths"].append(ids.value_lengths().to_pylist())
+        return out
+
+
+def pack_dataset(rows: Dataset, packs, count: int, learn: str) -> Dataset:
+    """A data set of `count` packs, read when asked for."""
+    return Dataset.from_dict({"pack": range(count)}).with_transform(PackReader(rows, packs, learn))
+
+
+class ModalityMeter:
+    """Sums loss, hits and ids by modality of the learned id: a forward hook that never waits for the device."""
+
+    def __init__(self, config: AnyGPTConfig):
+        self.names = ["text", *(spec.name for spec in config.modalities)]
+        self.owner = torch.zeros(config.vocab_size, dtype=torch.long)  # [V] -> place in names
+        for number, spec in enumerate(config.modalities, start=1):
+            self.owner[spec.first_code_id : spec.first_code_id + spec.num_codes] = number
+            self.owner[[spec.start_token_id, spec.end_token_id]] = number
+        self.sums = {}  # training? -> [names, 3]: loss, hits, ids
+
+    @torch.no_grad()
+    def __call__(self, module, arguments, inputs, output):
+        if getattr(output, "is_top1", None) is None:
+            return
+        mask = output.label_mask
+        labels = inputs["labels"][:, 1:].to(mask.device)
+        self.owner = self.owner.to(mask.device)
+        values = torch.stack([-output.log_probs.float(), output.is_top1.float(), mask.float()], dim=-1)[mask]
+        sums = self.sums.setdefault(module.training, torch.zeros(len(self.names), 3, device=mask.device))
+        sums.index_add_(0, self.owner[labels[mask]], values)
+
+    def read(self, training: bool, accelerator) -> dict[str, float]:
+        """Means since the last reading, over all processes: loss_NAME, accuracy_NAME, and share_NAME of the ids."""
+        empty = torch.zeros(len(self.names), 3, device=accelerator.device)
+        sums = accelerator.reduce(self.sums.pop(training, empty), "sum").tolist()
+        learned = sum(count for _, _, count in sums)
+        means = {}
+        for name, (loss, hits, count) in zip(self.names, sums, strict=True):
+            if count:
+                means |= {f"loss_{name}": loss / count, f"accuracy_{name}": hits / count}
+                means[f"share_{name}"] = count / learned
+        return means
+
+
+class TokenTrainer(SFTTrainer):
+    """SFTTrainer that measures by modality, counts on over a resume, and leaves no half checkpoint after an error."""
+
+    def __init__(self, *, config: AnyGPTConfig, **arguments):
+        super().__init__(**arguments)
+        self.meter = ModalityMeter(config)
+        self.model.register_forward_hook(self.meter, with_kwargs=True)
+        head = self.model.get_output_embeddings()
+        if not hasattr(head, "bias"):  # PEFT's wrapper of trainable rows, of which TRL reads the bias
+            head.bias = None
+
+    def _send_telemetry(self):
+        """TRL reports every run to the hub. We send nothing unasked."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        prefix = next((key.removesuffix("runtime") for key in logs if key.endswith("_runtime")), "")  # eval_NAME_
+        means = self.meter.read(self.model.training, self.accelerator)
+        logs.update({prefix + key: value for key, value in means.items()})
+        super().log(logs, start_time)
+
+    def _prepare_for_training(self, *arguments, **options):
+        # TRL starts its count of tokens anew on every run; the log of the run that is resumed knows it.
+        counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        self._total_train_tokens = counts[-1] if counts else 0
+        return super()._prepare_for_training(*arguments, **options)
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with whole_or_nothing(folder):
+            super()._save_checkpoint(model, trial)
+
+
+def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | None]:
+    """The trainer of a recipe, and the checkpoint to go on from. Wrong settings show here, before any training."""
+    checkpoint = prepare_output(config.output_dir, recipe.resume)
+    processor = load_processor(recipe.model)
+    opened = {
+        name: open_rows(name, source, processor.tokenizer, recipe.data_cache)
+        for name, source in recipe.mixture.items()
+    }
+    rates = {name: source["rate"] for name, source in recipe.mixture.items()}
+    plan = PackPlan({name: lengths for name, (_, lengths) in opened.items()}, rates, config.max_length, config.seed)
+    packs_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    steps = -(-plan.packs_per_pass() // packs_per_step)
+    record_settings(recipe, config, packs_per_step)
+    model = load_model(recipe, config.seed)
+    speed_up(model, recipe)
+    rows = concatenate_datasets([rows for rows, _ in opened.values()])
+    train = pack_dataset(rows, plan, config.max_steps * packs_per_step, recipe.learn)
+    heldout = {
+        name: heldout_packs(name, source, recipe, config, processor.tokenizer)
+        for name, source in recipe.heldout.items()
+    }
+    config.packing, config.dataset_kwargs, config.remove_unused_columns = True, {"skip_prepare_dataset": True}, False
+    config.train_sampling_strategy = "sequential"  # the plan has shuffled already
+    config.gradient_checkpointing = checkpoint_activations(model, recipe, config)
+    trainer = TokenTrainer(
+        config=model.config,
+        model=model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=heldout or None,
+        processing_class=processor.tokenizer,
+        peft_config=lora_config(recipe, model.config),
+    )
+    if trainer.is_world_process_zero():
+        for name, (_, lengths) in opened.items():
+            print(f"{name}: {len(lengths)} rows, {plan.left_out[name]} longer than {config.max_length} left out")
+        print(f"{packs_per_step} packs of {config.max_length} ids a step, all rows once: about {steps} steps")
+        print(f"activation checkpointing: {'on' if config.gradient_checkpointing else 'off'}", flush=True)
+    return trainer, checkpoint
+
+
+def heldout_packs(name: str, source: dict, recipe: RowsRecipe, config: RowsConfig, tokenizer) -> Dataset:
+    """The first `heldout_rows` rows of a held-out source that fit, packed."""
+    rows, lengths = open_rows(name, source, tokenizer, recipe.data_cache)
+    fits = np.flatnonzero(lengths <= config.max_length)[: recipe.heldout_rows]
+    packs = [fits[pack] for pack in best_fit_decreasing(lengths[fits], config.max_length)]
+    return pack_dataset(rows, packs, len(packs), recipe.learn)
+
+
+def checkpoint_activations(model, recipe: ModelRecipe, config) -> bool:
+    """What the recipe says, else by memory (budget.py)."""
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
+    device = config.device
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" or config.deepspeed_plugin is not None
+    return needs_checkpointing(
+        model,
+        tokens=config.per_device_train_batch_size * config.max_length,
+        computing=torch.bfloat16 if config.bf16 or recipe.dtype == "bfloat16" else torch.float32,
+        frozen=recipe.lora_r > 0 and recipe.lora_vocabulary != "all",
+        shards=config.world_size if sharded else 1,
+        device_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
+    )
+
+
+def run(trainer: SFTTrainer, checkpoint: str | None, recipe: ModelRecipe) -> None:
+    """Trains and leaves a complete checkpoint in output_dir/model (and the adapter in output_dir/adapter)."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_model(trainer, recipe)
