@@ -80,18 +80,15 @@ def convert(
     workshop = Workshop(Path(out))
     with step("checking the files", quiet):
         wording = read_prompts(prompts) if prompts else {}
-        parts = [
-            *speech_parts(speech_folder, soundstorm_file),
-            image_part(seed_file, eva_file, ignored),
-            *([] if is_hub_id(encodec) else [music_part(encodec)]),
-            *([] if is_hub_id(unclip) else [painter_part(unclip)]),
-        ]
+        parts = [] if is_hub_id(unclip) else [painter_part(unclip)]
+        parts += [*speech_parts(speech_folder, soundstorm_file), image_part(seed_file, eva_file, ignored)]
         official = llm.read_official(llm_folder)
         if chat and not official.chat:
             raise ValueError(
                 f"{llm_folder} is a base model: its vocabulary lacks {' '.join(llm.CHAT_MARKERS)}. Drop --chat, or "
                 "give the chat model."
             )
+        parts += [] if is_hub_id(encodec) else [music_part(encodec)]
         parts += llm_parts(official)
         workshop.check_space(sum(part.size for part in parts))
     hub = {}

@@ -215,7 +215,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         raise ValueError(f"{folder} holds a {kind!r} model, expected a language model such as 'llama'.")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (AttributeError, KeyError, OSError, TypeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, OSError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a {kind!r} model: {error}.") from error
 
 
