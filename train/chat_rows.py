@@ -24,28 +24,31 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
     for text, voice, codes in speech:
         utterances[text].append((voice, codes))
         by_voice[voice].append(codes)
-    tunes_of = defaultdict(list)
+    tunes_of, playable = defaultdict(list), defaultdict(list)
     for caption, codes in load_items(args.music, split):
         tunes_of[caption].append(codes)
+    for caption, codes in load_items(args.music, split, to_make=True):
+        playable[caption].append(codes)
     spoken_captions = [text for text in utterances if language.core(text).startswith("a ")]
     codecs = CodecShelf(str(args.codecs))
-    pictures_of = draw(
-        {language.core(t) for t in spoken_captions if " tune on " not in t}, codecs.get("image_codec"), rng
-    )
+    scenes = sorted({language.core(t) for t in spoken_captions if " tune on " not in t})
+    neat_of = draw(scenes, codecs.get("image_codec"), None)
+    pictures_of = draw(scenes, codecs.get("image_codec"), rng)
 
     spoken_draw, spoken_play, look, listen = [], [], [], []
     for text in spoken_captions:
         caption = language.core(text)
-        modality, known, made, seen = (
-            ("music", tunes_of, spoken_play, listen) if " tune on " in caption
-            else ("image", pictures_of, spoken_draw, look)
+        modality, met, to_make, made, seen = (
+            ("music", tunes_of, playable, spoken_play, listen) if " tune on " in caption
+            else ("image", pictures_of, neat_of, spoken_draw, look)
         )  # fmt: skip
-        if not known[caption]:
+        if not met[caption] or not to_make[caption]:
             continue
         for voice, codes in utterances[text]:
-            item = block(modality, rng.choice(known[caption]))
+            item = block(modality, rng.choice(met[caption]))
             if text != caption:  # a request: hear it, then draw or play it
-                made.append(turn([block("speech", codes)], [transcript(text), item]))
+                answer = block(modality, rng.choice(to_make[caption]))
+                made.append(turn([block("speech", codes)], [transcript(text), answer]))
             else:  # a caption: the spoken answer to a question about the item
                 question = rng.choice(language.RULES["look" if modality == "image" else "listen"])
                 asked = [c for v, c in utterances[question] if v == voice]
@@ -67,9 +70,8 @@ def transcript(text: str) -> dict:
     return {"type": "transcript", "text": text}
 
 
-def draw(captions: set[str], codec, rng: random.Random) -> dict[str, list[np.ndarray]]:
-    """A picture for every caption: {caption: [codes [64]]}."""
-    captions = sorted(captions)
+def draw(captions: list[str], codec, rng: random.Random | None) -> dict[str, list[np.ndarray]]:
+    """A picture for every caption, a neat one without `rng`: {caption: [codes [64]]}."""
     images = [pictures.draw(language.parse_scene(caption), rng) for caption in captions]
     values = [np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in images]
     return {caption: [codes[0]] for caption, codes in zip(captions, codec_io.encode(codec, values), strict=True)}

@@ -5,8 +5,9 @@
 
 The first writes OUT/clips_000.npy ... int16 [N, 80000], 5 s clips at 16 kHz, up to 300 (48 MB) in a file. Captions are
 those of the training side of the split (`language.is_held_out`): the codec has not heard the held-out combinations.
-The second writes OUT/codes_train.npz (`codes` uint16 [N, 2, 125], `caption` [N]), OUT/codes_heldout.npz, the same for
-200 clips of held-out captions, and OUT/notes_heldout.json, the notes [[onset s, offset s, pitch], ...] of each.
+The second writes OUT/codes_train.npz (`codes` uint16 [N, 2, 125], `caption` and `tonic`, MIDI, [N]),
+OUT/codes_heldout.npz, the same for 200 clips of held-out captions, and OUT/notes_heldout.json, the notes
+[[onset s, offset s, pitch], ...] of each.
 Needs tinysoundfont (pip install tinysoundfont) and a General MIDI sound font (Debian: timgm6mb-soundfont).
 """
 
@@ -62,14 +63,15 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
     torch.set_num_threads(1)
     codec = SpectralCodecModel.from_pretrained(args.codec).eval()
     for name, count, held_out in (("heldout", HELD_OUT_CLIPS, True), ("train", args.clips, False)):
-        codes, captions, scores = [], [], []
+        codes, captions, scores, tonics = [], [], [], []
         for _ in range(count):
             audio, caption, notes = render_clip(rng, args.sound_font, held_out)
             with torch.inference_mode():
                 codes.append(codec.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.uint16))
             captions.append(caption)
             scores.append(notes)
-        arrays = {"codes": np.stack(codes), "caption": np.array(captions)}
+            tonics.append(min(pitch for _, _, pitch in notes))  # a melody never goes below its tonic
+        arrays = {"codes": np.stack(codes), "caption": np.array(captions), "tonic": np.array(tonics, dtype=np.uint8)}
         replace(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
         if held_out:
             replace(args.out / "notes_heldout.json", lambda file: file.write(json.dumps(scores).encode()))

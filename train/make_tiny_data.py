@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_anygpt import AnyGPTConfig, ModalitySpec
 from processing_anygpt.conversation import render
-from processing_anygpt.tiny_world import language, voices
+from processing_anygpt.tiny_world import language, tunes, voices
 from processing_anygpt.vocabulary import add_modality_tokens
 
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
@@ -141,10 +141,16 @@ def load_speech(folder: Path, split: str) -> list[tuple[str, str, np.ndarray]]:
     return list(zip(data["text"].tolist(), data["voice"].tolist(), level1, strict=True))
 
 
-def load_items(folder: Path, split: str) -> list[tuple[str, np.ndarray]]:
-    """[(caption, codes)] of pictures or tunes."""
+def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[str, np.ndarray]]:
+    """[(caption, codes)] of pictures or tunes.
+
+    `to_make`: those that teach making one, in which nothing varies that the caption doesn't say and that need not:
+    pictures without jitter, tunes in C. What varies can be seen past, but it hides from a painter what was asked for.
+    """
     data = np.load(folder / f"codes_{split}.npz")
-    return list(zip(data["caption"].tolist(), data["codes"], strict=True))
+    codes = data["neat"] if to_make and "neat" in data else data["codes"]
+    chosen = data["tonic"] == tunes.TONICS[0] if to_make and "tonic" in data else np.full(len(codes), True)
+    return list(zip(data["caption"][chosen].tolist(), codes[chosen], strict=True))
 
 
 def voice_window(voice: str, by_voice: dict, rng: random.Random) -> np.ndarray:
@@ -181,7 +187,8 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
                 turn([instruction(modality, "text", rng), block(modality, codes)], [text]) for text, codes in items
             ))  # fmt: skip
             rows.write(make, split, (
-                turn([instruction("text", modality, rng, text)], [block(modality, codes)]) for text, codes in items
+                turn([instruction("text", modality, rng, text)], [block(modality, codes)])
+                for text, codes in load_items(folder, split, to_make=True)
             ))  # fmt: skip
 
 

