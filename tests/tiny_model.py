@@ -56,11 +56,14 @@ def tiny_model(kind: str = "llama", tied: bool = False, seed: int = 0, **changes
     return model
 
 
-def faults(config, prompt: list[int], new: list[int], output, required=(), budget: int | None = None) -> list[str]:
+def faults(
+    config, prompt: list[int], new: list[int], output, required=(), budget: int | None = None, eos: tuple = ()
+) -> list[str]:
     """What is wrong with a reply, by a plain reading of its ids (shares no code with the grammar).
 
     Args:
         prompt, new: ids of one row; a prompt may end inside an open item. Everything after the first <eos> is ignored.
+        eos: ids that end a reply besides <eos>.
         output: modalities allowed, of "text" and the table's names.
         required: modalities that must be there.
         budget: most new tokens; a reply shorter than it must end with <eos>.
@@ -107,14 +110,15 @@ def faults(config, prompt: list[int], new: list[int], output, required=(), budge
                 problems.append(f"{place}: {spec.name} was not asked for")
         elif token in owner or token in ends:
             problems.append(f"{place}: code or end {token} in text")
-        elif token in (HUMAN, ASSISTANT, EOH, PAD):
+        elif token in (config.human_token_id, config.assistant_token_id, config.eoh_token_id, config.pad_token_id):
             problems.append(f"{place}: structural token {token} in text")
-        elif token == EOS:
+        elif token in (config.eos_token_id, *eos):
             finished = True
-        elif "text" not in output and token != SPACE:
+        elif "text" not in output and token not in config.space_token_ids:
             problems.append(f"{place}: text {token} was not asked for")
-    marks = [token for token in new if token in (INSTRUCTION, RESPONSE)]
-    if marks not in ([], [INSTRUCTION, RESPONSE], [RESPONSE]):
+    instruction, response = config.instruction_token_id, config.response_token_id
+    marks = [token for token in new if token in (instruction, response)]
+    if marks not in ([], [instruction, response], [response]):
         problems.append(f"transcript marks {marks}")
     if spec is not None:
         problems.append(f"{spec.name} left open")
