@@ -2,10 +2,12 @@
 
   python train/make_codec_data.py --out data/speech_codec --minutes 10 --workers 2 \\
       --asterisk /usr/share/asterisk/sounds/en_US_f_Allison
+  python train/make_codec_data.py --out data/my_voice --minutes 0 --recordings ~/recordings
 
 A third sentences of the tiny world (none held out), two thirds random words of pocketsphinx's dictionary, so that
 every phone meets every other; spoken by the five training voices at random speeds. Phones come from pocketsphinx's
-forced alignment. -1 marks what it could not label, and all Asterisk prompts, a real speaker (four in five are used).
+forced alignment; three in four frames get one. -1 marks the others, all Asterisk prompts, a real speaker (four in five
+are used), and your own recordings. Shards of speech that are in OUT already are not made again.
 
 Writes clips_*.npz: `audio` int16 [F * 320] at 16 kHz, clips end to end, each padded to whole frames, and `phones`
 int8 [F].
@@ -15,45 +17,67 @@ import argparse
 import functools
 import os
 import random
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from settings import run_script
 
+from processing_anygpt.media import load_audio
 from processing_anygpt.tiny_world import language, voices
 
 HOP = 320  # samples in a frame
 SHARD_SECONDS = 600  # about 15 MB
+LONGEST = 36_000  # s of one recording
+RECORDINGS = (".wav", ".flac", ".ogg", ".mp3")
 PHONES = (
     "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 ).split()
 
 
-def main():
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10, help="per voice")
+    parser.add_argument("--voices", nargs="*", default=voices.TRAINING_VOICES, help="of processing_anygpt.tiny_world")
     parser.add_argument("--asterisk", type=Path, help="folder of g722 prompts, searched with its subfolders")
+    parser.add_argument("--recordings", type=Path, help="folder of wav, flac, ogg, mp3, with its subfolders")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    shards = -(-args.minutes * 60 // SHARD_SECONDS)
-    seconds = args.minutes * 60 / shards
+    shards = int(-(-args.minutes * 60 // SHARD_SECONDS))
     jobs = [
-        (voice, f"{args.seed}-{i}", seconds, args.out) for i in range(int(shards)) for voice in voices.TRAINING_VOICES
+        (voice, f"{args.seed}-{i}", args.minutes * 60 / shards, args.out)
+        for i in range(shards)
+        for voice in args.voices
     ]
-    with get_context("spawn").Pool(args.workers) as pool:
-        for line in pool.imap_unordered(make_shard, jobs):
+    prompts = found(args.asterisk, (".g722",), "apt-get install asterisk-core-sounds-en-g722")
+    recordings = found(args.recordings, RECORDINGS, "give the folder that holds them")
+    # Not multiprocessing's Pool: if a worker crashes, that waits for ever.
+    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
+        for line in pool.map(make_shard, jobs):
             print(line, flush=True)
-    if args.asterisk:
-        prompts = sorted(args.asterisk.rglob("*.g722"))
-        if not prompts:
-            raise FileNotFoundError(f"No .g722 in {args.asterisk}: apt-get install asterisk-core-sounds-en-g722")
+    if prompts:
         random.Random(args.seed).shuffle(prompts)
         clips = [voices.trim(voices.read_g722(str(path))) for path in prompts[len(prompts) // 5 :]]
         print(save(args.out / "clips_asterisk.npz", [(to_frames(clip), None) for clip in clips if clip.size]))
+    if recordings:
+        waves = (load_audio(path, voices.SAMPLING_RATE, max_seconds=LONGEST) for path in recordings)
+        clips = [voices.trim(wave) for wave in waves]
+        print(save(args.out / "clips_recordings.npz", [(to_frames(clip), None) for clip in clips if clip.size]))
+
+
+def found(folder: Path | None, suffixes: tuple[str, ...], advice: str) -> list[Path]:
+    """Files of a folder that was asked for."""
+    if folder is None:
+        return []
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    if not paths:
+        raise ValueError(f"No {', '.join(suffixes)} in {folder}: {advice}.")
+    return paths
 
 
 def make_shard(job) -> str:
@@ -100,10 +124,13 @@ def align(audio: np.ndarray, text: str) -> np.ndarray | None:
     """Phone of each frame of audio int16 [F * 320] -> int8 [F] of indices of `PHONES`; None if it does not align."""
     aligner = _aligner()
     aligner.set_align_text(text)
-    if not _hear(aligner, audio):
+    _hear(aligner, audio)
+    if aligner.hyp() is None:
         return None
-    aligner.set_alignment()  # a second pass, from words to phones
-    if not _hear(aligner, audio):
+    aligner.set_alignment()  # a second pass, from words to phones; asking for its `hyp` crashes pocketsphinx 5.1.1
+    try:
+        _hear(aligner, audio)
+    except RuntimeError:  # a word that the first pass found is too short for its phones
         return None
     halves = np.full(2 * len(audio) // HOP, -1, np.int8)  # pocketsphinx counts in 10 ms
     for word in aligner.get_alignment():
@@ -114,11 +141,10 @@ def align(audio: np.ndarray, text: str) -> np.ndarray | None:
     return halves[::2]
 
 
-def _hear(aligner, audio: np.ndarray) -> bool:
+def _hear(aligner, audio: np.ndarray) -> None:
     aligner.start_utt()
     aligner.process_raw(audio.tobytes(), full_utt=True)
     aligner.end_utt()
-    return aligner.hyp() is not None
 
 
 def save(path: Path, clips) -> str:
@@ -134,4 +160,4 @@ def save(path: Path, clips) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

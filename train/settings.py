@@ -2,9 +2,9 @@
 
     settings, training = parse((Settings, TrainingArguments), sys.argv[1:], __doc__)
 
-`python train/script.py FILE.yaml --steps 10 --resume`: the file comes first and may be left out; its keys are the fields
-of the dataclasses, and the command line wins. A key that no dataclass has, a value of the wrong type and a missing key
-are ValueErrors of one line. `run(main)` prints such errors without a traceback; `--debug` shows it.
+`python train/script.py FILE.yaml --steps 10 --resume`: the file comes first and may be left out; its keys are fields
+of the dataclasses, and the command line wins. A key that none of them has, a value of the wrong type and a missing key
+are ValueErrors of one line. `run_script(main)` prints such errors without a traceback; `--debug` shows it.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def unknown_key(key: str, where: str, keys: Sequence[str]) -> ValueError:
     return ValueError(f"Unknown key {key!r} {where}. {f'Did you mean {near[0]}? ' if near else ''}--help lists all.")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run_script(main: Callable[[list[str]], None]) -> None:
     """Runs `main` on the command line. What the user can mend becomes one line on standard error and exit code 2."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
