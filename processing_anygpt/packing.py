@@ -100,7 +100,7 @@ class PackPlan:
         self.epochs = [-1] * len(self.rows)
         self.left = [
             [] for _ in self.rows
-        ]  # rows of the current epoch of each source that are still to come, reversed
+        ]  # of the current epoch of each source, last first
         self.queue = [(0.0, source) for source in range(len(self.rows))]  # (ids drawn / rate, source)
 
     def _next_row(self, source: int) -> int:

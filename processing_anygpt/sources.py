@@ -87,9 +87,9 @@ def read(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
     return readers[unit["kind"]](unit)
 
 
-def columns(unit: Unit) -> set[str]:
-    """Columns that the first rows of a unit have."""
-    records = [record for _, record in itertools.islice(read(unit), 64)]
+def columns(units: Sequence[Unit]) -> set[str]:
+    """Columns that the first rows have."""
+    records = itertools.islice((record for unit in units for _, record in read(unit)), 64)
     return {key for record in records if isinstance(record, dict) for key in record}
 
 
@@ -176,7 +176,7 @@ def _read_jsonl(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     record = ValueError(f"Got JSON of type {type(record).__name__}, need an object.")
-            except ValueError as error:  # UnicodeDecodeError too
+            except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
                 record = ValueError(f"Not valid JSON: {error}")
             yield f"{unit['name']}:{row}", record
 

@@ -103,6 +103,8 @@ def _here(job: Job, items: list[dict]) -> Iterator[dict]:
 
 def _with_ray(job: Job, items: list[dict], workers: int | None, gpus: float, address: str | None) -> Iterator[dict]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    # Its C++ side warns at every start, as an error, of what Ray Data itself does (ray-project/ray 53727).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data

@@ -96,7 +96,7 @@ def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.
     picture = next((spec.name for spec in processor.specs if spec.image_size is not None), None)
     inputs = [path for given in args.data for path in (sorted(glob.glob(given)) or [given])]
     units = sources.plan(inputs, args.rows_per_shard, sources.Names(names, args.audio, picture), args.split)
-    check_columns(sources.columns(units[0]), columns, names)
+    check_columns(sources.columns(units), columns, names)
     facts = {
         "settings": settings.to_dict(),
         "modalities": names,
