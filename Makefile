@@ -48,17 +48,21 @@ tiny: tiny-codecs tiny-data tiny-lm
 
 tiny-codecs: eval-deps
 	$(PY) train/make_codec_data.py --out data/speech_codec
-	$(PY) train/codec_speech.py --data data/speech_codec --out $(TINY)/speech_codec --device $(DEVICE)
+	$(PY) train/codec_speech.py train/configs/codec_speech.yaml --data data/speech_codec --out $(TINY)/speech_codec \
+		--work runs/speech_codec --device $(DEVICE)
 	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 2400 --out data/music
-	$(PY) train/codec_music.py --data data/music --out $(TINY)/music_codec --device $(DEVICE)
+	$(PY) train/codec_music.py train/configs/codec_music.yaml --data data/music --out $(TINY)/music_codec \
+		--work runs/music_codec --device $(DEVICE)
 	$(PY) train/data_image.py pictures --out data/images/pictures_train.npz
-	$(PY) train/codec_image.py --data data/images/pictures_train.npz --out $(TINY)/image_codec
+	$(PY) train/codec_image.py train/configs/codec_image.yaml --data data/images/pictures_train.npz \
+		--out $(TINY)/image_codec --work runs/image_codec --device $(DEVICE)
 
 tiny-data: eval-deps
 	$(PY) train/make_speech_data.py --out data/speech
 	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 6000 --seed 11 --out data/music --codec $(TINY)/music_codec
 	$(PY) train/data_image.py codes --scale 1.3 --codec $(TINY)/image_codec --out data/images
-	$(PY) train/soundstorm.py --data data/speech --codec $(TINY)/speech_codec --out $(TINY)/soundstorm --device $(DEVICE)
+	$(PY) train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec $(TINY)/speech_codec \
+		--out $(TINY)/soundstorm --work runs/soundstorm --device $(DEVICE)
 	$(PY) train/make_tiny_data.py model --out data/tiny
 	$(PY) train/make_tiny_data.py rows --out data/tiny --speech data/speech --images data/images --music data/music
 	$(PY) train/make_tiny_data.py chat --out data/tiny --speech data/speech --music data/music

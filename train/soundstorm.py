@@ -1,100 +1,103 @@
-"""Train the SoundStorm of anygpt-tiny: the acoustic levels of speech codes from the semantic level and a voice prompt.
+"""Train a SoundStorm: the acoustic levels of speech codes from the semantic level and a voice prompt.
 
-    python train/make_speech_data.py --out data/speech
-    python train/soundstorm.py --data data/speech --codec speech_codec --out soundstorm --steps 3000 --device cpu
+  python train/make_speech_data.py --out data/speech
+  python train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec speech_codec --out out/soundstorm
+  accelerate launch train/soundstorm.py out/soundstorm_training/settings.yaml --resume
 
 Reads DATA/codes_train.npz and codes_heldout.npz (`codes` uint16 [levels, all frames], `offsets`, `voice`). A row is a
 piece of one utterance as the prompt and a piece of another of the same voice as the target; the loss is the paper's
-(`SoundStormModel.loss`), mostly with whole levels masked, as in generation with one step. Stops after --steps, or
-after --minutes if that is sooner; with --resume it goes on from OUT/training.safetensors, giving the losses that an
-uninterrupted run gives. OUT becomes a `from_pretrained` folder with float16 weights on disk.
+(`SoundStormModel.loss`), mostly with whole levels masked, as in generation with one step.
 """
 
-import copy
-import json
-import os
-import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import HfArgumentParser
+from codec_samples import write_sounds
+from codec_training import Run, RunSettings, export, read_arrays
+from settings import parse, run_script
+from transformers import AutoModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
-
-from modeling_anygpt.codecs.soundstorm import SoundStormConfig, SoundStormModel  # noqa: E402
-from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerModel  # noqa: E402
+from modeling_anygpt.codecs import SoundStormConfig, SoundStormModel, SpeechTokenizerModel
 
 
 @dataclass
-class Arguments:
+class Recipe:
     data: Path = field(metadata={"help": "folder of codes_train.npz and codes_heldout.npz"})
-    codec: Path = field(metadata={"help": "folder of the SpeechTokenizer that made the codes"})
-    out: Path = field(metadata={"help": "folder to write"})
-    steps: int = field(default=3000, metadata={"help": "optimizer steps; the rate falls over the last 30 %"})
-    minutes: float = field(default=1e9, metadata={"help": "stop after this time, leaving a checkpoint"})
-    device: str = "cpu"
-    threads: int = field(default=1, metadata={"help": "CPU threads"})
-    resume: bool = False
-    seed: int = 0
-    batch: int = field(default=8, metadata={"help": "rows"})
-    frames: int = field(default=176, metadata={"help": "prompt and target of a row together, 50 Hz"})
-    whole: float = field(default=0.75, metadata={"help": "share of rows whose whole level is masked"})
-    rate: float = field(default=2e-3, metadata={"help": "peak learning rate"})
-    dim: int = 128
-    depth: int = 3
-    heads: int = 4
-    ff_mult: int = 2
-    perplexity: float = field(default=16.0, metadata={"help": "codes that share a label, see `neighbours`"})
-    kernel: int = field(default=9, metadata={"help": "width of the depthwise convolutions, frames"})
-    upper_weight: float = field(
-        default=0.3, metadata={"help": "weight of the levels above the current one in the loss"}
-    )
-    log: int = field(default=50, metadata={"help": "steps between lines"})
-    evaluate: int = field(default=500, metadata={"help": "steps between held-out evaluations and checkpoints"})
+    codec: str = field(metadata={"help": "folder or Hub id of the SpeechTokenizer that made the codes"})
+    steps: int = field(metadata={"help": "the rate falls over the last 30 %%"})
+    batch: int = field(metadata={"help": "rows, of each process"})
+    frames: int = field(metadata={"help": "prompt and target of a row together, 50 Hz"})
+    whole: float = field(metadata={"help": "share of rows whose whole level is masked"})
+    learning_rate: float
+    perplexity: float = field(metadata={"help": "codes that share a label, see `neighbours`"})
+    upper_weight: float = field(metadata={"help": "weight in the loss of the levels above the current one"})
+
+
+@dataclass
+class Sizes:
+    """Of SoundStormConfig."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    ff_mult: int
+    conv_kernel_size: int
 
 
 class Utterances:
     """The codes of one npz file, by voice."""
 
     def __init__(self, path: Path):
-        data = np.load(path)
-        self.codes = torch.from_numpy(data["codes"].astype(np.int64)).T.contiguous()  # [all frames, levels]
-        starts = data["offsets"]
+        codes, starts, voices = read_arrays(path, "codes", "offsets", "voice")
+        self.codes = torch.from_numpy(codes.astype(np.int64)).T.contiguous()  # [all frames, levels]
         self.spans = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-        voices = data["voice"].tolist()
-        self.same_voice = {voice: [i for i, other in enumerate(voices) if other == voice] for voice in set(voices)}
-        self.voices = voices
+        self.voices = voices.tolist()
+        self.same_voice: dict[str, list[int]] = {}
+        for i, voice in enumerate(self.voices):
+            self.same_voice.setdefault(voice, []).append(i)
 
-    def row(self, frames: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+    def piece(self, index: int, length: int) -> torch.Tensor:
+        """At most `length` frames from a random place of one utterance: [frames, levels]."""
+        start, end = self.spans[index]
+        start += draw(max(1, end - start - length + 1))
+        return self.codes[start : min(end, start + length)]
+
+    def row(self, frames: int) -> tuple[torch.Tensor, int]:
         """A random prompt and target -> codes [<= frames, levels], frames of prompt (0, or 0.5 to 2.5 s)."""
-
-        def draw(high: int) -> int:
-            return int(torch.randint(high, (), generator=generator))
-
-        def piece(index: int, length: int) -> torch.Tensor:
-            start, end = self.spans[index]
-            start += draw(max(1, end - start - length + 1))
-            return self.codes[start : min(end, start + length)]
-
         target = draw(len(self.spans))
         mates = [i for i in self.same_voice[self.voices[target]] if i != target]
         prompt = self.codes[:0]
         if mates and draw(10):
-            prompt = piece(mates[draw(len(mates))], 25 + draw(101))
-        return torch.cat((prompt, piece(target, frames - len(prompt)))), len(prompt)
+            prompt = self.piece(mates[draw(len(mates))], 25 + draw(101))
+        return torch.cat((prompt, self.piece(target, frames - len(prompt)))), len(prompt)
 
-    def batch(self, rows: int, frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def batch(self, rows: int, frames: int, device: torch.device) -> dict[str, torch.Tensor]:
         """Arguments of `SoundStormModel.loss`: codes [B, S, levels], prompt_length [B], attention_mask [B, S]."""
-        drawn = [self.row(frames, generator) for _ in range(rows)]
+        drawn = [self.row(frames) for _ in range(rows)]
         lengths = torch.tensor([len(codes) for codes, _ in drawn])
         codes = torch.nn.utils.rnn.pad_sequence([codes for codes, _ in drawn], batch_first=True)
         mask = torch.arange(codes.shape[1]) < lengths[:, None]
-        return {"codes": codes, "prompt_length": torch.tensor([n for _, n in drawn]), "attention_mask": mask}
+        batch = {"codes": codes, "prompt_length": torch.tensor([n for _, n in drawn]), "attention_mask": mask}
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def draw(high: int) -> int:
+    return int(torch.randint(high, ()))
+
+
+def load_codec(source: str, codes: torch.Tensor) -> SpeechTokenizerModel:
+    """The codec of the codes [frames, levels]."""
+    codec = AutoModel.from_pretrained(source)
+    if not isinstance(codec, SpeechTokenizerModel):
+        raise ValueError(f"{source} holds a {type(codec).__name__}, allowed: the SpeechTokenizerModel of the codes.")
+    if codec.config.num_codebooks != codes.shape[1] or int(codes.max()) >= codec.config.codebook_size:
+        raise ValueError(
+            f"Got codes of {codes.shape[1]} levels, 0 to {int(codes.max())}; {source} has {codec.config.num_codebooks}"
+            f" levels, 0 to {codec.config.codebook_size - 1}. Give the codec that made the codes."
+        )
+    return codec.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -133,115 +136,69 @@ def neighbours(codec: SpeechTokenizerModel, perplexity: float) -> torch.Tensor:
     return torch.stack(labels)
 
 
-def to(batch: dict, device: str) -> dict:
-    return {name: value.to(device) for name, value in batch.items()}
-
-
 @torch.no_grad()
-def evaluate(model: SoundStormModel, utterances: Utterances, args: Arguments) -> str:
-    """Accuracy per level on held-out rows, the whole level masked and those below given."""
-    generator = torch.Generator().manual_seed(1)
-    batch = to(utterances.batch(24, args.frames, generator), args.device)
+def validate(stem: Path, model: SoundStormModel, codec: SpeechTokenizerModel, heldout: Utterances, frames: int):
+    """Loss, and accuracy of each level if it is wholly masked and those below are given; three utterances, a third of
+    each as the prompt, as the codec decodes their own codes and those made here."""
+    torch.manual_seed(1)  # the same rows every time; the next step has its own seed
+    count, ones = model.config.num_quantizers, torch.ones(24, device=model.device)
+    batch = heldout.batch(len(ones), frames, model.device)
     model.eval()
-    ones, count = torch.ones(24, device=args.device), model.config.num_quantizers
     results = [model.loss(**batch, levels=(ones * i).long(), mask_ratio=ones) for i in range(count)]
+    spans = [heldout.spans[i] for i in np.linspace(0, len(heldout.spans) - 1, 3).astype(int)]
+    length = min(min(end - start for start, end in spans), frames)
+    codes = torch.stack([heldout.codes[start : start + length] for start, _ in spans]).to(model.device)
+    prompt, real = codes[:, : length // 3], codes[:, length // 3 :]
+    made = model.generate(real[..., 0], prompt)
     model.train()
-    accuracies = " ".join(f"{result.accuracy:.3f}" for result in results)
-    return f"held-out loss {sum(float(result.loss) for result in results) / count:.3f} accuracy {accuracies}"
+    waves = [codec.decode(version.transpose(1, 2)).cpu().numpy() for version in (real, made)]
+    write_sounds(stem, waves, codec.config.sampling_rate)
+    accuracies = {f"accuracy {i + 1}": float(result.accuracy) for i, result in enumerate(results)}
+    return {"loss": sum(float(result.loss) for result in results) / count} | accuracies
 
 
-def save_training(path: Path, model, optimizer, generator, step: int):
-    """Everything --resume needs, in one safetensors file."""
-    tensors = {"generator": generator.get_state()}
-    for name, parameter in model.named_parameters():
-        tensors["model." + name] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value
-    save_file(tensors, path.with_suffix(".tmp"), metadata={"step": json.dumps(step)})
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def load_training(path: Path, model, optimizer, generator, device: str) -> int:
-    """Restores what `save_training` wrote -> the number of steps done."""
-    with safe_open(path, "pt") as file:
-        generator.set_state(file.get_tensor("generator"))
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(file.get_tensor("model." + name))
-            state = {key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {key: value.to(device) for key, value in state.items()}
-        return json.loads(file.metadata()["step"])
-
-
-def save_model(model: SoundStormModel, folder: Path):
-    """float16 on disk; the configuration says float32, which `from_pretrained` then loads."""
-    half = copy.deepcopy(model).half()
-    half.save_pretrained(folder / "tmp")
-    half.config.dtype = "float32"
-    half.config.save_pretrained(folder / "tmp")
-    for path in (folder / "tmp").iterdir():
-        os.replace(path, folder / path.name)
-    (folder / "tmp").rmdir()
-
-
-def main():
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    train, held_out = (Utterances(args.data / f"codes_{name}.npz") for name in ("train", "heldout"))
-    codec = SpeechTokenizerModel.from_pretrained(args.codec)
+def main(argv: list[str]) -> None:
+    recipe, sizes, settings = parse((Recipe, Sizes, RunSettings), argv, __doc__)
+    run = Run(settings, recipe, sizes)
+    train, heldout = (Utterances(recipe.data / f"codes_{name}.npz") for name in ("train", "heldout"))
+    codec = load_codec(recipe.codec, train.codes)
     config = SoundStormConfig(
+        **asdict(sizes),
+        head_dim=sizes.hidden_size // sizes.num_attention_heads,
         num_quantizers=train.codes.shape[1] - 1,
-        hidden_size=args.dim,
-        num_hidden_layers=args.depth,
-        num_attention_heads=args.heads,
-        head_dim=args.dim // args.heads,
-        ff_mult=args.ff_mult,
-        conv_kernel_size=args.kernel,
+        codebook_size=codec.config.codebook_size,
+        num_semantic_codes=codec.config.codebook_size,
         paper_decoding=True,
         code_dimension=codec.config.dimension,
     )
     model = SoundStormModel(config)
     start_from_codec(model, codec, train.codes)
-    soft_labels = neighbours(codec, args.perplexity).to(args.device)
-    model.to(args.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), args.rate, (0.9, 0.98), weight_decay=0.02, fused=True)
-    generator = torch.Generator().manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    state, done = args.out / "training.safetensors", 0
-    if args.resume:
-        done = load_training(state, model, optimizer, generator, args.device)
-    print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(train.codes) / 180000:.2f} h of speech", flush=True)
-    start, losses = time.monotonic(), []
-    for step in range(done + 1, args.steps + 1):
-        share = step / args.steps
-        rate = args.rate * min(1, step / 50) * min(1, max(0.02, (1 - share) / 0.3))
-        optimizer.param_groups[0]["lr"] = rate
-        batch = train.batch(args.batch, args.frames, generator)
-        ratio = torch.cos(torch.rand(args.batch, generator=generator) * torch.pi / 2)
-        ratio[torch.rand(args.batch, generator=generator) < args.whole] = 1.0
-        batch["mask_ratio"] = ratio
-        batch["levels"] = torch.randint(config.num_quantizers, (args.batch,), generator=generator)
-        # The draws inside `loss` (which codes are masked) repeat after --resume because their seed is the step.
-        inner = torch.Generator(args.device).manual_seed(step)
-        batch = to(batch, args.device)
-        result = model.loss(**batch, upper_weight=args.upper_weight, soft_labels=soft_labels, generator=inner)
-        optimizer.zero_grad()
-        result.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(result.loss.item())
-        stop = step == args.steps or time.monotonic() - start > 60 * args.minutes
-        if step % args.log == 0 or stop:
-            speed = (step - done) / (time.monotonic() - start)
-            print(f"step {step} loss {np.mean(losses):.4f} rate {rate:.1e} {speed:.2f} steps/s", flush=True)
-            losses = []
-        if step % args.evaluate == 0 or stop:
-            print(f"step {step} {evaluate(model, held_out, args)}", flush=True)
-            save_training(state, model, optimizer, generator, step)
-        if stop:
-            break
-    save_model(model.eval(), args.out)
+    soft_labels = neighbours(codec, recipe.perplexity).to(run.device)
+    model.to(run.device).train()
+    codec.to(run.device)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=0.02, fused=True)
+    run.say(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(train.codes) / 180000:.2f} h of speech")
+
+    for step in run.steps(
+        recipe.steps,
+        {"model": model, "optimizer": optimizer},
+        validate=lambda stem: validate(stem, model, codec, heldout, recipe.frames),
+    ):
+        falling = min(1, max(0.02, (1 - (step + 1) / recipe.steps) / 0.3))
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1, (step + 1) / 50) * falling
+        batch = train.batch(recipe.batch, recipe.frames, run.device)
+        ratio = torch.cos(torch.rand(recipe.batch, device=run.device) * torch.pi / 2)
+        ratio[torch.rand(recipe.batch, device=run.device) < recipe.whole] = 1.0
+        levels = torch.randint(config.num_quantizers, (recipe.batch,), device=run.device)
+        with run.autocast():
+            result = model.loss(
+                **batch, levels=levels, mask_ratio=ratio, upper_weight=recipe.upper_weight, soft_labels=soft_labels
+            )
+        run.learn(result.loss, optimizer, clip=1.0)
+        run.note(loss=result.loss)
+    if run.is_main:
+        export(model.eval(), settings.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
