@@ -170,7 +170,8 @@ class ModalityGrammar(LogitsProcessor):
             dynamic += [config.instruction_token_id, config.response_token_id]
         roles = [config.human_token_id, config.assistant_token_id, config.eoh_token_id]
         roles += [config.instruction_token_id, config.response_token_id]
-        self.instruction_id = config.instruction_token_id
+        # -1, which no token is, where the vocabulary has no transcripts: the released base model's.
+        self.instruction_id = -1 if config.instruction_token_id is None else config.instruction_token_id
         self.is_role = torch.zeros(size, dtype=torch.bool, device=device)
         self.is_role[tensor([i for i in roles if i is not None])] = True
         self.is_space = torch.zeros_like(self.is_role)

@@ -345,3 +345,13 @@ def test_generate_without_a_table_is_plain():
     assert model.generate(torch.tensor([PROMPT]), **options).shape[1] <= 16
     with pytest.raises(ValueError, match="modality table"):
         model.generate(torch.tensor([PROMPT]), output_modalities=("text",), **options)
+
+
+def test_a_vocabulary_without_transcripts():
+    """The released base model has no tokens for spoken instructions."""
+    model = tiny_model()
+    model.config.instruction_token_id = model.config.response_token_id = None
+    prompt = torch.tensor([PROMPT])
+    torch.manual_seed(0)
+    output = model.generate(prompt, output_modalities=("text", "image"), do_sample=True, max_new_tokens=30)
+    assert not faults(model.config, PROMPT, output[0, len(PROMPT) :].tolist(), ("text", "image"), (), 30)
