@@ -141,7 +141,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Imports the command's module only now, and only after what can be checked without it has been checked."""
     if arguments.command == "init":
         from .grow import init
+        from .progress import only_ours
 
+        only_ours()
         names = None if arguments.modalities is None else arguments.modalities.split(",")
         print(init(arguments.backbone, arguments.out, names, arguments.like, arguments.seed))
         return
@@ -161,7 +163,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.command == "export":
         from .export import export
+        from .progress import only_ours
 
+        only_ours()
         print(export(arguments.folder, arguments.out, arguments.to, arguments.adapter))
         return
     config = media.model_config(arguments.model)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 import processing_anygpt  # noqa: F401  registers the classes with transformers
 from modeling_anygpt.configuration_anygpt import find_modality
 
-from .progress import TokenProgress, step
+from .progress import TokenProgress, only_ours, step
 from .requests import instructions_of
 
 TEXT_TOKENS = 128  # of a reply, around its items
@@ -20,8 +20,7 @@ DEFAULT_SECONDS = 30.0  # longest sound of a modality whose row of the table set
 
 def load_processor(folder: str):
     """The processor of a checkpoint folder; its codecs load when first needed."""
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    only_ours()
     return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 

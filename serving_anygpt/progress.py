@@ -4,8 +4,15 @@ import sys
 import time
 from contextlib import contextmanager
 
+import transformers
 from tqdm import tqdm
 from transformers import StoppingCriteria
+
+
+def only_ours() -> None:
+    """Silences transformers, whose bars and warnings would run through our lines."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 class TokenProgress(StoppingCriteria):
