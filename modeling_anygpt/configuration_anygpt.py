@@ -314,9 +314,10 @@ class AnyGPTConfig(PreTrainedConfig):
         self.text_config.tie_word_embeddings = value
 
     def to_dict(self) -> dict:
-        """JSON-able form: as the base class, with table rows as dicts."""
+        """JSON-able form: as the base class, with table rows as dicts. PEFT looks for `tie_word_embeddings` there."""
         output = super().to_dict()
         output["modalities"] = [spec.to_dict() for spec in self.modalities]
+        output["tie_word_embeddings"] = self.tie_word_embeddings
         return output
 
     def _check_table(self):

@@ -98,9 +98,7 @@ class PackPlan:
     def _restart(self):
         self.first, self.packs, self.window = 0, [], 0  # of the current window
         self.epochs = [-1] * len(self.rows)
-        self.left = [
-            [] for _ in self.rows
-        ]  # of the current epoch of each source, last first
+        self.left = [[] for _ in self.rows]  # of the current epoch of each source, last first
         self.queue = [(0.0, source) for source in range(len(self.rows))]  # (ids drawn / rate, source)
 
     def _next_row(self, source: int) -> int:

@@ -22,8 +22,11 @@ class PretrainRecipe(RowsRecipe):
     learn: str = "all"
 
 
+CLASSES = (PretrainRecipe, RowsConfig)  # whose fields are the keys
+
+
 def main(words: list[str]):
-    recipe, config = parse((PretrainRecipe, RowsConfig), words, __doc__)
+    recipe, config = parse(CLASSES, words, __doc__)
     run(*build(recipe, config), recipe)
 
 

@@ -12,9 +12,11 @@ train/prepare_data.py; what their labels mark is learned: the assistant's turns.
 from settings import parse, run_script
 from token_trainer import RowsConfig, RowsRecipe, build, run
 
+CLASSES = (RowsRecipe, RowsConfig)  # whose fields are the keys
+
 
 def main(words: list[str]):
-    recipe, config = parse((RowsRecipe, RowsConfig), words, __doc__)
+    recipe, config = parse(CLASSES, words, __doc__)
     run(*build(recipe, config), recipe)
 
 

@@ -143,8 +143,25 @@ class ModalityMeter:
         return means
 
 
-class TokenTrainer(SFTTrainer):
-    """SFTTrainer that measures by modality, counts on over a resume, and leaves no half checkpoint after an error."""
+class QuietTrainer:
+    """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint."""
+
+    def _send_telemetry(self):
+        """TRL reports every run to the hub. We send nothing unasked."""
+
+    def _prepare_for_training(self, *arguments, **options):
+        # TRL starts its count of tokens anew on every run; the log of the run that is resumed knows it.
+        counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        self._total_train_tokens = counts[-1] if counts else 0
+        return super()._prepare_for_training(*arguments, **options)
+
+    def _save_checkpoint(self, model, trial):
+        with whole_or_nothing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+
+class TokenTrainer(QuietTrainer, SFTTrainer):
+    """SFTTrainer that measures loss and accuracy by modality."""
 
     def __init__(self, *, config: AnyGPTConfig, **arguments):
         super().__init__(**arguments)
@@ -154,25 +171,11 @@ class TokenTrainer(SFTTrainer):
         if not hasattr(head, "bias"):  # PEFT's wrapper of trainable rows, of which TRL reads the bias
             head.bias = None
 
-    def _send_telemetry(self):
-        """TRL reports every run to the hub. We send nothing unasked."""
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         prefix = next((key.removesuffix("runtime") for key in logs if key.endswith("_runtime")), "")  # eval_NAME_
         means = self.meter.read(self.model.training, self.accelerator)
         logs.update({prefix + key: value for key, value in means.items()})
         super().log(logs, start_time)
-
-    def _prepare_for_training(self, *arguments, **options):
-        # TRL starts its count of tokens anew on every run; the log of the run that is resumed knows it.
-        counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-        self._total_train_tokens = counts[-1] if counts else 0
-        return super()._prepare_for_training(*arguments, **options)
-
-    def _save_checkpoint(self, model, trial):
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with whole_or_nothing(folder):
-            super()._save_checkpoint(model, trial)
 
 
 def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | None]:

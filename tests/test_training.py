@@ -1,0 +1,349 @@
+"""The training scripts on a tiny model: they learn, resume exactly, keep rows apart, save what loads, refuse."""
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, TrainerCallback
+
+pytest.importorskip("trl")
+from training_tools import EMBEDDED, random_row, random_rows, small_checkpoint
+
+TRAIN = Path(__file__).parent.parent / "train"
+RECIPES = sorted(p for n in ("pretrain", "sft", "dpo", "paper") for p in (TRAIN / "configs").glob(f"{n}_*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Path:
+    """model/, tied/, and rows of speech/, image/, music/."""
+    folder = tmp_path_factory.mktemp("training")
+    small_checkpoint(folder / "model")
+    small_checkpoint(folder / "tied", tied=True)
+    random_rows(folder / "speech", "speech", 60, (5, 40))
+    random_rows(folder / "image", "image", 30, (64, 64))
+    random_rows(folder / "music", "music", 30, (20, 60))
+    write_pairs(folder / "pairs.parquet")
+    return folder
+
+
+def write_pairs(path: Path, count: int = 24) -> None:
+    """The same request, answered by counting speech codes (chosen) or by a picture (rejected)."""
+    config, rng = AutoConfig.from_pretrained(EMBEDDED), np.random.default_rng(0)
+    pairs = []
+    for _ in range(count):
+        (chosen, labels), (rejected, _) = (random_row(config, m, 12, rng) for m in ("speech", "image"))
+        prompt = labels.count(-100)
+        rejected = rejected[-(12 + 3) :]
+        pairs.append({"prompt_ids": chosen[:prompt], "chosen_ids": chosen[prompt:], "rejected_ids": rejected})
+    pq.write_table(pa.Table.from_pylist(pairs), path)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """A function that imports a script of train/ by its plain name, as running it by path does."""
+    monkeypatch.syspath_prepend(TRAIN)
+    return importlib.import_module
+
+
+def words(workshop: Path, out: Path, **changes) -> list[str]:
+    """The command line of a run of 6 steps, saved after 3."""
+    settings = {"model": workshop / "model", "output_dir": out, "data_cache": workshop / "cache", "use_cpu": True}
+    settings |= {"max_length": 128, "max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
+    settings |= {"disable_tqdm": True, "gradient_accumulation_steps": 2}
+    if "pairs" not in changes:
+        rates = {"speech": 0.5, "image": 0.3, "music": 0.2}
+        settings["mixture"] = json.dumps({n: {"rows": str(workshop / n), "rate": r} for n, r in rates.items()})
+    return [f"--{key}={value}" for key, value in (settings | changes).items()]
+
+
+class Stop(TrainerCallback):
+    """Breaks off in the middle, as Ctrl-C does."""
+
+    def on_step_end(self, args, state, control, **arguments):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def train(script, line: list[str], stop: bool = False) -> list[dict]:
+    """Runs a script's parse, build and run; the log of every step, without times."""
+    recipe, config = script.parse(script.CLASSES, line)
+    trainer, checkpoint = script.build(recipe, config)
+    if stop:
+        trainer.add_callback(Stop)
+        with pytest.raises(KeyboardInterrupt):
+            script.run(trainer, checkpoint, recipe)
+    else:
+        script.run(trainer, checkpoint, recipe)
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(("_runtime", "_per_second"))}
+        for entry in trainer.state.log_history
+    ]
+
+
+RUNS = {
+    "sft": {"heldout": "{music: {rows: MUSIC}}", "eval_strategy": "steps", "eval_steps": 3},
+    "pretrain": {"lora_r": 4, "lora_vocabulary": "rows", "lora_dropout": 0.1},
+    "dpo": {"pairs": "PAIRS", "lora_r": 4, "lora_dropout": 0.1, "per_device_train_batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(name, workshop, tmp_path, scripts):
+    changes = {
+        key: str(value).replace("MUSIC", str(workshop / "music")).replace("PAIRS", str(workshop / "pairs.parquet"))
+        for key, value in RUNS[name].items()
+    }
+    script = scripts(name)
+    whole = train(script, words(workshop, tmp_path / "whole", **changes))
+    stopped = train(script, words(workshop, tmp_path / "parts", **changes), stop=True)
+    assert not (tmp_path / "parts" / "model").exists()
+    # The disk was full, or the plug was pulled, while this one was written.
+    shutil.copytree(tmp_path / "parts" / "checkpoint-3", tmp_path / "parts" / "checkpoint-4")
+    (tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").unlink()
+    resumed = train(script, words(workshop, tmp_path / "parts", **changes, resume=True))
+
+    steps = [entry for entry in whole if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5, 6]
+    assert len({entry["loss"] for entry in steps}) == 6
+    assert resumed[:-1] == whole[:-1]  # every figure of every step, bit for bit; the last line holds a mean of the run
+    assert stopped == whole[: len(stopped)]
+    for file in sorted((tmp_path / "whole" / "model").glob("*.safetensors")):
+        ours = load_file(tmp_path / "parts" / "model" / file.name)
+        assert all(torch.equal(tensor, ours[key]) for key, tensor in load_file(file).items())
+
+
+def test_losses_fall_and_are_told_by_modality(workshop, tmp_path, scripts):
+    changes = {"max_steps": 12, "learning_rate": 3e-2, "heldout": f"{{music: {{rows: {workshop / 'music'}}}}}"}
+    log = train(scripts("sft"), words(workshop, tmp_path, **changes, eval_strategy="steps", eval_steps=12))
+    first, last = log[0], [entry for entry in log if "loss" in entry][-1]
+    assert last["loss"] < first["loss"] - 0.5
+    for entry in (first, last):
+        names = [name for name in ("text", "image", "speech", "music") if f"loss_{name}" in entry]
+        mean = sum(entry[f"loss_{name}"] * entry[f"share_{name}"] for name in names)
+        assert mean == pytest.approx(entry["loss"], rel=1e-3)
+        hits = sum(entry[f"accuracy_{name}"] * entry[f"share_{name}"] for name in names)
+        assert hits == pytest.approx(entry["mean_token_accuracy"], abs=0.1)
+    (heldout,) = [entry for entry in log if "eval_music_loss" in entry]
+    assert heldout["eval_music_share_music"] > 0.9 and "eval_music_share_image" not in heldout
+
+
+def test_the_saved_model_is_complete(workshop, tmp_path, scripts):
+    train(scripts("sft"), words(workshop, tmp_path, max_steps=1, export_dtype="bfloat16"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert [spec.name for spec in processor.specs] == ["image", "speech", "music"]
+    assert not list((tmp_path / "model").glob("*.bin")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "vocabulary"),
+    [("model", "rows"), ("tied", "rows"), ("model", "all"), ("tied", "all"), ("model", "frozen")],
+)
+def test_an_adapter_loads_merges_and_trains_what_was_asked(folder, vocabulary, workshop, tmp_path, scripts):
+    changes = {"model": workshop / folder, "lora_r": 4, "lora_vocabulary": vocabulary, "max_steps": 3}
+    train(scripts("sft"), words(workshop, tmp_path, **changes))
+    base = AutoModelForCausalLM.from_pretrained(workshop / folder)
+    before = {"in": base.get_input_embeddings().weight.clone(), "out": base.get_output_embeddings().weight.clone()}
+    ids = torch.randint(40, 4000, (2, 24))
+    with torch.no_grad():
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        on = adapted(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        assert (merged(ids).logits - on).abs().max() < 1e-5
+    assert (on - plain).abs().max() > 1e-2
+    after = {"in": merged.get_input_embeddings().weight, "out": merged.get_output_embeddings().weight}
+    speech = merged.config.modality("speech")
+    codes = slice(speech.first_code_id, speech.first_code_id + speech.num_codes)
+    for side in ("in", "out"):
+        moved = (after[side] != before[side]).any(dim=1)
+        assert moved[codes].any() == (vocabulary != "frozen"), side
+        assert moved[40:500].any() == (vocabulary == "all"), side  # text
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_do_not_see_each_other(attention, workshop, scripts):
+    """Logits of packed rows are those of the rows alone; another neighbour changes no bit of them."""
+    model = AutoModelForCausalLM.from_pretrained(workshop / "model", attn_implementation=attention)
+    rng = np.random.default_rng(1)
+    rows = [random_row(model.config, m, n, rng) for m, n in (("speech", 30), ("image", 64), ("music", 44))]
+    collator = scripts("trl.trainer.sft_trainer").DataCollatorForLanguageModeling(0, padding_free=True)
+
+    def packed(rows):
+        ids, labels = (sum((row[part] for row in rows), []) for part in (0, 1))
+        batch = collator([{"input_ids": ids, "labels": labels, "seq_lengths": [len(row[0]) for row in rows]}])
+        with torch.no_grad():
+            logits = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
+        return logits.split([len(row[0]) for row in rows])
+
+    together = packed(rows)
+    for row, logits in zip(rows, together, strict=True):
+        alone = model(torch.tensor([row[0]]), use_cache=False).logits[0]
+        assert (logits - alone).abs().max() <= 2e-6
+    other = random_row(model.config, "image", 64, rng)
+    other = (other[0][-len(rows[1][0]) :], other[1][-len(rows[1][0]) :])
+    ids = [[rows[0], (rows[1][0][::-1], rows[1][1]), rows[2]], rows]
+    changed, same = (packed(each) for each in ids)
+    assert not torch.equal(changed[1], same[1])
+    assert torch.equal(changed[0], same[0]) and torch.equal(changed[2], same[2])
+
+
+def test_packing_changes_no_gradient(workshop, scripts):
+    """The loss of a pack is the mean over its learned ids, as of a padded batch of the same rows."""
+    token_trainer = scripts("token_trainer")
+    processor = AutoProcessor.from_pretrained(workshop / "model")
+    rows, lengths = token_trainer.open_rows(
+        "music", {"rows": workshop / "music"}, processor.tokenizer, str(workshop / "cache")
+    )
+    reader = token_trainer.PackReader(rows, {7: [0, 1, 2]}, "labels")
+    example = {key: value[0] for key, value in reader({"pack": [7]}).items()}
+    batch = scripts("trl.trainer.sft_trainer").DataCollatorForLanguageModeling(0, padding_free=True)([example])
+    grads = []
+    for packs in (True, False):
+        model = AutoModelForCausalLM.from_pretrained(workshop / "model").train()
+        if packs:
+            loss = model(**batch, use_cache=False).loss
+        else:
+            each = [
+                model(torch.tensor([rows[i]["input_ids"]]), labels=torch.tensor([rows[i]["labels"]])).loss
+                for i in range(3)
+            ]
+            learned = [sum(label != -100 for label in rows[i]["labels"][1:]) for i in range(3)]
+            loss = sum(loss * n for loss, n in zip(each, learned, strict=True)) / sum(learned)
+        loss.backward()
+        grads.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_compiled_layers_and_checkpointing_change_no_loss(workshop, tmp_path, scripts):
+    runs = [{}, {"compile": "aot_eager"}, {"gradient_checkpointing": True}, {"attn_implementation": "eager"}]
+    logs = [
+        train(scripts("sft"), words(workshop, tmp_path / str(i), max_steps=2, **run)) for i, run in enumerate(runs)
+    ]
+    for log in logs[1:]:
+        assert [entry["loss"] for entry in log[:2]] == pytest.approx(
+            [entry["loss"] for entry in logs[0][:2]], rel=1e-5
+        )
+
+
+def test_preferences_are_learned(workshop, tmp_path, scripts):
+    changes = {"pairs": workshop / "pairs.parquet", "per_device_train_batch_size": 4, "max_steps": 8}
+    log = train(scripts("dpo"), words(workshop, tmp_path, **changes))
+    margins = [entry["rewards/margins"] for entry in log if "rewards/margins" in entry]
+    assert margins[0] == pytest.approx(0, abs=1e-6) and margins[-1] > 0.2
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.model_type == "anygpt"
+
+
+def test_a_pack_holds_the_rows_of_the_tasks_asked_for(workshop, tmp_path, scripts):
+    token_trainer = scripts("token_trainer")
+    processor = AutoProcessor.from_pretrained(workshop / "model")
+    source = {"rows": workshop / "image", "tasks": ["text->image"]}
+    rows, lengths = token_trainer.open_rows("a", source, processor.tokenizer, str(tmp_path))
+    assert len(rows) == 30 and lengths.tolist() == [len(row["input_ids"]) for row in rows]
+    with pytest.raises(ValueError, match="has no task 'image->text'. It has text->image"):
+        token_trainer.open_rows("a", source | {"tasks": ["image->text"]}, processor.tokenizer, str(tmp_path))
+
+
+ERRORS = {
+    "unknown key": ({"lerning_rate": 1}, "Unknown key 'lerning_rate'.*learning_rate"),
+    "own key": (
+        {"num_train_epochs": 2},
+        "num_train_epochs is set by this script. Use instead: max_steps",
+    ),
+    "not a number": ({"max_steps": "many"}, "invalid int value: 'many'"),
+    "no steps": ({"max_steps": 0}, "max_steps is missing"),
+    "no gpu": ({"use_cpu": False}, "torch sees no GPU"),
+    "flash on a cpu": ({"attn_implementation": "flash_attention_4"}, "needs a GPU. On a CPU use sdpa"),
+    "bad choice": ({"lora_vocabulary": "some", "lora_r": 4}, "allowed: frozen, rows, all"),
+    "rows without lora": ({"lora_vocabulary": "rows"}, "Without LoRA"),
+    "no liger": ({"liger": True}, "liger-kernel is not installed"),
+    "no checkpoint": ({"model": "WORKSHOP"}, "it has no config.json"),
+    "other model": ({"model": "WORKSHOP/llama"}, "is a 'llama' checkpoint, not AnyGPT's. Grow it first"),
+    "no weights": ({"model": "WORKSHOP/hollow"}, "has no usable weights"),
+    "other weights": ({"model": "WORKSHOP/unfit"}, "do not fit its config.json"),
+    "no rows": ({"mixture": "{a: {rows: WORKSHOP, rate: 1}}"}, "has no manifest.json"),
+    "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),
+    "no column": ({"mixture": "{a: {rows: WORKSHOP/lame, rate: 1}}"}, "has no column 'labels'"),
+    "other vocabulary": ({"mixture": "{a: {rows: WORKSHOP/foreign, rate: 1}}"}, "another vocabulary"),
+    "too short": ({"max_length": 8}, "no row of 'speech' fits into 8 ids"),
+    "nothing to resume": ({"resume": True}, "holds no complete checkpoint"),
+    "no folder": ({"output_dir": "WORKSHOP/pairs.parquet/out"}, "can't be written"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(workshop) -> Path:
+    """Checkpoints and rows with something wrong, beside the good ones."""
+    (workshop / "llama").mkdir()
+    (workshop / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    for name in ("hollow", "unfit"):
+        shutil.copytree(workshop / "model", workshop / name)
+        (workshop / name / "model.safetensors").unlink()
+    tensors = load_file(workshop / "model" / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, workshop / "unfit" / "model.safetensors", {"format": "pt"})
+    shutil.copytree(workshop / "speech", workshop / "lame")
+    for shard in (workshop / "lame").glob("*.parquet"):
+        pq.write_table(pq.read_table(shard).drop_columns("labels"), shard)
+    shutil.copytree(workshop / "speech", workshop / "foreign")
+    manifest = json.loads((workshop / "foreign" / "manifest.json").read_text())
+    (workshop / "foreign" / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": "0"}))
+    return workshop
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_is_wrong_is_said_in_one_line(case, broken, tmp_path, scripts, monkeypatch, capsys):
+    changes, message = ERRORS[case]
+    changes = {key: str(value).replace("WORKSHOP", str(broken)) for key, value in changes.items()}
+    monkeypatch.setattr(sys, "argv", ["sft.py", *words(broken, tmp_path / "out", **changes)])
+    with pytest.raises(SystemExit) as stopped:
+        scripts("settings").run_script(scripts("sft").main)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert re.search(message, said), said
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_run_is_not_written_over_nor_resumed_with_other_data(workshop, tmp_path, scripts):
+    script = scripts("sft")
+    train(script, words(workshop, tmp_path, max_steps=3))
+    with pytest.raises(ValueError, match="holds a run already. Add --resume"):
+        train(script, words(workshop, tmp_path, max_steps=3))
+    with pytest.raises(ValueError, match="resume: seed was 42 .* and is 7 now"):
+        train(script, words(workshop, tmp_path, max_steps=3, resume=True, seed=7))
+
+
+def test_a_full_disk_leaves_nothing_half_written(workshop, tmp_path):
+    """No file may grow beyond 100 kB: the weights don't fit."""
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        f"sys.argv = sys.argv[1:]; sys.path.insert(0, {str(TRAIN)!r});"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    train_line = words(workshop, tmp_path / "out", max_steps=3)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(TRAIN / "sft.py"), *train_line], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert "can't be written" in done.stderr.strip().splitlines()[-1]
+    assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses(path, scripts):
+    """With the CPU in place of what this machine lacks."""
+    script = scripts({"paper_stage1": "pretrain", "paper_stage2": "sft"}.get(path.stem, path.stem.split("_")[0]))
+    over = ["--use_cpu", "--attn_implementation=sdpa"]
+    recipe, config = script.parse(script.CLASSES, [str(path), *over])
+    assert config.max_steps > 0 and config.output_dir.startswith("runs/")
