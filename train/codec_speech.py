@@ -175,6 +175,7 @@ def main(argv: list[str]) -> None:
         words, score = teacher.loss(predicted.float(), frames, real)
         sound = mel(made, real)
         loss = sound + 0.2 * F.l1_loss(made, real) + 0.09 * commitment + recipe.teacher_weight * words
+        verdict = z.new_zeros(())
         if step >= joins:
             half = max(1, recipe.batch // 2)  # the adversary sees half of the batch
             with run.autocast():
@@ -184,9 +185,8 @@ def main(argv: list[str]) -> None:
             with run.autocast():
                 loss = loss + min(1, (step - joins) / 500) * adversary.loss_of_codec(real[:half], made[:half])
             adversary.requires_grad_(True)
-            run.note(adversary=verdict)
         run.learn(loss, optimizer, clip=1.0)
-        run.note(mel=sound, commitment=commitment, **{teacher.name: score})
+        run.note(**{"mel": sound, "commitment": commitment, teacher.name: score, "adversary": verdict})
     if run.is_main:
         export(model.eval(), settings.out)
 

@@ -66,7 +66,8 @@ class Run:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("Got device cuda, but torch finds no GPU here. Give --device cpu, or install its driver.")
         torch.set_num_threads(settings.threads)
-        torch.set_float32_matmul_precision("high")
+        if settings.device == "cuda":
+            torch.set_float32_matmul_precision("high")
         torch.manual_seed(settings.seed)  # the first weights, the same in every process
         logging.disable_progress_bar()
         self.settings = settings
@@ -147,7 +148,7 @@ class Run:
         optimizer.step()
 
     def note(self, **values: torch.Tensor) -> None:
-        """Scalars of this step; the next line of output gives their means. They stay on their device till then."""
+        """Scalars, once a step; the next line of output gives their means. They stay on their device till then."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double()
         self.count += 1
@@ -237,13 +238,16 @@ def listed(figures: dict[str, float]) -> str:
 def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
     """Arrays of an npz file; ValueError if it is none or lacks one of them."""
     try:
-        with np.load(path) as data:
-            missing = [name for name in names if name not in data]
-            if missing:
-                raise ValueError(f"{path} has no array {missing[0]!r}; it holds {', '.join(data) or 'nothing'}.")
-            return [data[name] for name in names]
-    except (zipfile.BadZipFile, EOFError, AttributeError) as error:  # np.load gives a plain array for npy
-        raise ValueError(f"{path} is no npz file ({error}). Make it again.") from error
+        data = np.load(path)
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no npz file. Make it again.") from error
+    if not isinstance(data, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} holds one array, allowed: an npz file with {', '.join(names)}.")
+    with data:
+        missing = [name for name in names if name not in data]
+        if missing:
+            raise ValueError(f"{path} has no array {missing[0]!r}; it holds {', '.join(data) or 'nothing'}.")
+        return [data[name] for name in names]
 
 
 def write_whole(path: Path, data: bytes) -> None:
