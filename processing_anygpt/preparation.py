@@ -198,9 +198,9 @@ def copy_messages(messages: Any) -> list[dict]:
     for block in (block for message in copies for block in blocks_of(message)):
         if block.get("type") == "audio":
             block["type"] = "speech"  # as the processor's apply_chat_template
-        for key in {"text": ["text"], "transcript": ["text"], "speech": ["transcript"]}.get(block.get("type"), []):
-            if not isinstance(block.get(key, ""), str):
-                raise ValueError(f"Got {key} of type {type(block[key]).__name__} in a block, need a string.")
+        key = {"text": "text", "transcript": "text", "speech": "transcript"}.get(str(block.get("type")))
+        if key is not None and not isinstance(block.get(key, "" if key == "transcript" else None), str):
+            raise ValueError(f"Got {key} of type {type(block.get(key)).__name__} in a block, need a string.")
     return copies
 
 

@@ -84,6 +84,7 @@ def make_shards(
     Raises:
         ValueError: what a worker met: a codec that is missing, a full disk, ...
     """
+    check_gpus(gpus_per_worker, workers, address)
     items = [{"index": index, "unit": json.dumps(units[index])} for index in todo]
     if not items:
         return
@@ -92,6 +93,16 @@ def make_shards(
         if result["error"]:
             raise ValueError(result["error"])
         yield result["index"], result["start"], result["end"]
+
+
+def check_gpus(gpus_per_worker: float, workers: int | None, address: str | None) -> None:
+    """ValueError if this machine lacks the GPUs that are asked for: Ray would wait for them to come."""
+    there = torch.cuda.device_count()
+    if address is None and gpus_per_worker * max(workers or 1, 1) > there:
+        raise ValueError(
+            f"Got {gpus_per_worker:g} GPUs for each of {workers or 1} workers, but torch sees {there}. Use fewer "
+            "workers, or leave --gpus-per-worker out to encode on the CPU."
+        )
 
 
 def _here(job: Job, items: list[dict]) -> Iterator[dict]:
@@ -112,7 +123,7 @@ def _with_ray(job: Job, items: list[dict], workers: int | None, gpus: float, add
         raise ValueError(f"{error}. Install it (pip install 'anygpt-hf[train]'), or use no workers (0).") from error
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        workers = workers or len(os.sched_getaffinity(0))
+        workers = workers or (int(torch.cuda.device_count() / gpus) if gpus else len(os.sched_getaffinity(0)))
         # One more than workers, for what else Ray Data may want to place.
         local = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": SHARED_MEMORY}
         ray.init("local", **local, **quiet)

@@ -179,6 +179,35 @@ def test_a_bad_row_is_rejected_alone_and_says_why(fake, defaults, record, reason
     assert bad["source"] == "1" and reason in bad["reason"] and "\n" not in bad["reason"]
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "path", "bytes", "array", "codes", "sampling_rate"]), inner)
+    ),
+    max_leaves=8,
+)
+BLOCK = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "transcript", "audio", *MEDIA]) | JSON},
+    optional={"text": JSON, "transcript": JSON, "codes": JSON, "path": JSON, "image": JSON},
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant"]) | JSON}, optional={"content": st.lists(BLOCK) | JSON}
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["text", *MEDIA]), JSON)
+    | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=3) | JSON})
+    | st.fixed_dictionaries({"text": st.just("t"), "speech": JSON, "image": JSON})
+)
+def test_no_record_stops_a_run(fake, defaults, record):
+    made, rejects = prepare(fake, defaults, record)
+    found = [(row["source"], row["task"]) for row in (*made, *rejects)]
+    assert found and len(found) == len(set(found))
+
+
 def test_a_bad_medium_leaves_the_others_of_its_row(fake, defaults):
     made, rejects = prepare(fake, defaults, {"text": "t", "image": b"junk", "speech": sound()})
     assert [row["task"] for row in made] == ["speech->text", "text->speech"]

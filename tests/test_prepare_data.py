@@ -101,6 +101,7 @@ def ray_processes() -> list[str]:
         ("--directions sideways", "invalid choice: 'sideways'"),
         ("--rows-per-shard 0", "--rows-per-shard: 0, allowed are 1 and more"),
         ("--pad-seconds nan", "--pad-seconds: nan"),
+        ("--gpus-per-worker 99", "torch sees"),
         ("--frobnicate", "unrecognized arguments"),
         ("--columns text=caption", "no column 'caption' for text. They have: image, messages, music, speech, text"),
         ("--columns video=clip", "got 'video'"),

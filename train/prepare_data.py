@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--split", default="train", help="of a Hugging Face dataset (default: train)")
     add("--seed", type=int, default=0, help="of the instructions and directions")
     add("--rows-per-shard", type=int, default=256, metavar="N", help="source rows of a unit of work (default: 256)")
-    add("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    add("--workers", type=int, metavar="N", help="processes (default: one for each core or GPU share)")
     add("--gpus-per-worker", type=float, default=0.0, metavar="G", help="0.5: two workers share a GPU (default: CPU)")
     add("--address", help="of a Ray cluster (default: this machine)")
     add("--json", action="store_true", help="the result as a JSON object, no progress")
@@ -68,6 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.Unit], dict]:
     """Settings, units of work and the facts of the manifest; ValueError for whatever is known to be wrong by now."""
+    workers.check_gpus(args.gpus_per_worker, args.workers, args.address)
     config, processor = preparation.load_checkpoint(args.model)
     names = [spec.name for spec in processor.specs]
     heard = [spec.name for spec in processor.specs if spec.sampling_rate is not None]
