@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SOUND_FONT ?= /usr/share/sounds/sf2/TimGM6mb.sf2
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format eval eval-deps tiny tiny-codecs tiny-data tiny-lm smollm2 vllm-env clean
+.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm smollm2 vllm-env clean
 
 demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
@@ -27,10 +27,24 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Held-out results of the embedded checkpoint, by judges that this project did not train. Needs the programs that speak
-# and the sound font (CONTRIBUTING.md).
-eval: eval-deps data/speech/codes_heldout.npz
-	$(BIN)/python eval/tiny.py --speech data/speech --sound-font $(SOUND_FONT) --out out/tiny_results.json
+# Held-out results of the embedded checkpoint, by judges that this project did not train: the table in model_card.md and
+# out/eval.html. Needs the programs that speak and the sound font (CONTRIBUTING.md). A run that was stopped goes on.
+TINY := modeling_anygpt/pretrained/anygpt_tiny
+EVAL_PROCESSES ?= 2
+EVAL := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --cpu --num_processes $(EVAL_PROCESSES) --num_machines 1 \
+	--mixed_precision no --dynamo_backend no eval/run.py --cpu --task all --protocols tiny --data data/speech
+eval: eval-deps data/speech/codes_heldout.npz data/speech/TimGM6mb.sf2
+	$(EVAL) --out out/eval --model $(TINY) codec:$(TINY) original
+	$(BIN)/python eval/report.py out/eval --card model_card.md --page out/eval.html --data data/speech
+
+# Broken on purpose, to show what no information scores: the table in docs/evaluation.md.
+eval-floors: eval
+	$(EVAL) --out out/eval_floors --model broken:shuffled:$(TINY) broken:constant broken:silence
+	$(BIN)/python eval/report.py out/eval out/eval_floors --floors docs/evaluation.md
+
+data/speech/TimGM6mb.sf2:
+	mkdir -p $(@D)
+	ln -s $(SOUND_FONT) $@
 
 data/speech/codes_heldout.npz: | eval-deps
 	$(BIN)/python train/make_speech_data.py --out data/speech --only heldout digits
@@ -42,7 +56,6 @@ eval-deps: $(VENV)/.package
 
 # Rebuilds every weight of the embedded checkpoint: data, codecs, alignment pre-training, instruction tuning. Hours on two
 # cores, but for the speech codec, which is meant for a GPU (train/codec_speech.py, minutes on an H100).
-TINY := modeling_anygpt/pretrained/anygpt_tiny
 PY   := PYTHONPATH=. $(BIN)/python
 tiny: tiny-codecs tiny-data tiny-lm
 

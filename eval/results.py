@@ -1,0 +1,160 @@
+"""Result files: per-item records appended as they come, then one JSON file with everything a number rests on.
+
+`R/SYSTEM/TASK.json` is the result. While a run is under way, `R/SYSTEM/TASK.KEY.RANK.jsonl` grows by one batch at a time;
+KEY stands for all that moves a number (protocol, model, data, seed, versions), so records of another run are never
+taken for this one's. Media lie in `R/SYSTEM/media/TASK/`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+
+import judges
+import soundfile
+from PIL import Image
+from protocol import Protocol, Row
+
+from processing_anygpt.judging.scores import mean_interval
+
+# Whose version can move a number, where installed.
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "diffusers", "numpy", "accelerate", "evaluate", "jiwer", "pocketsphinx",
+    "Resemblyzer", "speechmos", "basic-pitch", "librosa", "scikit-learn", "onnxruntime", "tinysoundfont", "sacrebleu",
+)  # fmt: skip
+CORPUS = ("fid", "frechet_audio_distance")  # distances between sets: no score of an item
+
+
+def versions() -> dict:
+    """Of Python, the packages, and (as a hash) of the code in this folder that makes numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in ("report", "page", "card", "tiny", "harness"):  # these only show numbers, or make others
+            code.update(path.read_bytes())
+    return found | {"evaluation code": code.hexdigest()[:16]}
+
+
+def key_of(header: dict) -> str:
+    """Short name of a run: of all that moves its numbers."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def append(path: Path, records: list[dict]) -> None:
+    """Adds a batch of records in one write that has reached the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (("\n" if torn else "") + text).encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_records(folder: Path, task: str, key: str) -> dict[str, dict]:
+    """What earlier runs with this key have done, by id; a line that was cut off is left out."""
+    records = {}
+    for path in sorted(folder.glob(f"{task}.{key}.*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            records[record["id"]] = record
+    return records
+
+
+def save_medium(medium, stem: Path) -> str | None:
+    """Writes a sound (.flac, 16 bit) or picture (.png) by a temporary name; its path relative to the system's folder."""
+    if medium is None:
+        return None
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    suffix = ".png" if isinstance(medium, Image.Image) else ".flac"
+    path, temporary = stem.with_name(stem.name + suffix), stem.with_name(f".{stem.name}.{os.getpid()}{suffix}")
+    if suffix == ".png":
+        medium.save(temporary)
+    else:
+        soundfile.write(temporary, medium[0].clip(-1, 1), medium[1])
+    os.replace(temporary, path)
+    return str(path.relative_to(stem.parents[2]))
+
+
+def write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------- from records to rows
+
+
+def score(
+    protocol: Protocol, kind: str, examples: list, records: list[dict], folder: Path, options: dict
+) -> list[dict]:
+    """The rows of a protocol: value with interval, and the score and weight of every item.
+
+    Args:
+        kind: of the system; rows that mean nothing for it are left out.
+        records: of the examples, in their order.
+        folder: what the media's paths are relative to.
+        options: of metrics that load a checkpoint: "judges" (their folder) and "device".
+    """
+    rows = []
+    for row in protocol.rows:
+        pairs = [
+            (example, record) for example, record in zip(examples, records, strict=True)
+            if row.group in (None, example.group) and value_of(record, row) is not None
+        ]  # fmt: skip
+        if kind in row.systems and pairs:
+            rows.append(scored(row, *zip(*pairs, strict=True), folder, options))
+    return rows
+
+
+def value_of(record: dict, row: Row):
+    """What of a record the row's metric takes; None: this record was not judged for it."""
+    if row.field in ("text", "transcript", "medium"):
+        return record[row.field]
+    return record["judged"].get(row.field)
+
+
+def scored(row: Row, examples: tuple, records: tuple, folder: Path, options: dict) -> dict:
+    values = [value_of(record, row) for record in records]
+    weights = None
+    if row.metric == "mean":
+        items = values
+        value, low, high = mean_interval(items)
+    else:
+        extra = dict(row.options)
+        if row.metric in CORPUS:
+            values = [str(folder / value) for value in values]
+            references = [example.reference for example in examples]
+            extra |= {
+                "checkpoint": judges.checkpoint(extra["checkpoint"], options["judges"]),
+                "device": options["device"],
+            }
+        elif row.against == "text":  # "nothing": an empty text could not be divided by
+            references = [record["text"] or "nothing" for record in records]
+        else:
+            several = row.metric in ("cider", "bleu")
+            references = [list(e.texts) if several else e.texts[0] for e in examples]
+        found = judges.metric(row.metric).compute(predictions=values, references=references, **extra)
+        items, weights = found.get("items"), found.get("weights")
+        value, low, high = found[row.metric], found["low"], found["high"]
+    about = {
+        key: getattr(row, key) for key in ("name", "judge", "metric", "group", "better", "floor", "bar", "reported")
+    }
+    numbers = {"value": round(value, 6), "low": round(low, 6), "high": round(high, 6), "count": len(records)}
+    if items is None or row.metric == "bleu":  # the corpus's BLEU is no mean of its sentences'
+        return about | numbers
+    weights = weights or [1] * len(items)
+    own = {r["id"]: [round(i, 6), w] for r, i, w in zip(records, items, weights, strict=True)}
+    return about | numbers | {"items": own}

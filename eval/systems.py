@@ -1,0 +1,281 @@
+"""What is judged: a checkpoint, what its codecs alone keep of the right answer, the right answer, and broken models.
+
+  FOLDER                  a checkpoint, asked as the protocol says
+  codec:FOLDER            the right answer through the checkpoint's codec, no language model: its ceiling
+  original                the right answer itself
+  broken:shuffled:FOLDER  shuffled codes: of what the model is shown, or of the right answer where it is shown text
+  broken:constant         the same answer to everything
+  broken:silence          nothing: no words, a second of silence, a white picture
+
+`NAME=` before any of them names it in tables.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from examples import Example, picture, sound
+from PIL import Image
+from protocol import TASKS, Protocol
+
+import processing_anygpt  # noqa: F401  registers the classes
+from processing_anygpt import codec_io
+
+SILENCE = (np.zeros(16_000, np.float32), 16_000)  # a second, and its Hz
+CONSTANT = "a big red circle"
+
+
+@dataclass
+class Output:
+    """An answer. `medium`: `(waveform [T], Hz)` or a PIL image. `problem`: why there is none. `ids`: of the reply."""
+
+    text: str = ""
+    transcript: str = ""
+    medium: Any = None
+    problem: str | None = None
+    ids: list[int] | None = None
+
+
+def target_of(protocol: Protocol, example: Example) -> str:
+    """The modality of the answer that is judged."""
+    return example.to if isinstance(example.to, str) else protocol.target
+
+
+def request_of(protocol: Protocol, example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a reply may hold and what it must: arguments of `generate`."""
+    if isinstance(example.to, tuple):
+        return example.to, ()
+    target = target_of(protocol, example)
+    if target == "text":
+        return ("text",), ()
+    return (("text", target) if protocol.task == "speech_chat" else (target,)), (target,)
+
+
+def nothing(target: str) -> Any:
+    """The medium of an answer that has none."""
+    if target == "image":
+        return Image.new("RGB", (64, 64), "white")
+    return None if target == "text" else SILENCE
+
+
+class System:
+    """What all have: a `name`, a `kind` of `protocol.SYSTEM_KINDS`, and these."""
+
+    def describe(self) -> dict:
+        """What identifies it, for the result file."""
+        return {}
+
+    def handles(self, protocol: Protocol) -> bool:
+        """Whether the protocol means anything for it."""
+        return protocol.target != "any"
+
+    def prepare(self, protocol: Protocol, examples: list[Example]) -> None:
+        """Called with all examples of a protocol before the first is answered."""
+
+    def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
+        """Answers to examples that ask for the same modalities."""
+        raise NotImplementedError
+
+
+class Model(System):
+    """A checkpoint folder. `shuffled`: shuffle the codes of what it is shown."""
+
+    kind = "model"
+
+    def __init__(self, name: str, folder: str, device: torch.device, dtype: str = "auto", shuffled: bool = False):
+        self.name, self.folder, self.device, self.shuffled = name, Path(folder), device, shuffled
+        if shuffled:
+            self.kind = "broken"
+        if not (self.folder / "config.json").is_file():
+            raise ValueError(f"{folder} is no checkpoint folder: it has no config.json.")
+        transformers.utils.logging.disable_progress_bar()
+        self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True).to(device)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self.model.to(device).eval()
+
+    def describe(self) -> dict:
+        count = sum(weight.numel() for weight in self.model.parameters())
+        return {"parameters": count, "dtype": str(self.model.dtype), "fingerprint": fingerprint(self.folder)}
+
+    def handles(self, protocol: Protocol) -> bool:
+        return True
+
+    @torch.inference_mode()
+    def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
+        torch.manual_seed(seed)
+        ids = self.processor.apply_chat_template(
+            [[{"role": "user", "content": content}] for content in self.contents(protocol, batch, seed)],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        ).to(self.device)  # fmt: skip
+        allowed, required = request_of(protocol, batch[0])
+        decoding = {key: value for key, value in protocol.decoding.items() if key not in ("batch", "decoder_steps")}
+        output = self.model.generate(**ids, output_modalities=allowed, required_modalities=required, **decoding)
+        replies = output[:, ids["input_ids"].shape[1] :].tolist()
+        return [self.output(protocol, example, reply) for example, reply in zip(batch, replies, strict=True)]
+
+    def contents(self, protocol: Protocol, batch: list[Example], seed: int) -> list[list[dict]]:
+        """The user's turn of each example: the protocol's prompt with its media as codes."""
+        columns = []
+        for block in protocol.prompt:
+            if isinstance(block, str):
+                texts = [block.replace("{text}", example.texts[0]) for example in batch]
+                columns.append([{"type": "text", "text": text} for text in texts])
+                continue
+            block = dict(block)
+            seconds = block.pop("seconds", None)
+            ((modality, field),) = block.items()
+            media = [getattr(example, field) for example in batch]
+            if seconds is not None:
+                media = [(wave[: round(seconds * rate)], rate) for wave, rate in map(sound, media)]
+            codes = self.processor.encode_media(modality, media)
+            if self.shuffled:
+                codes = shuffle(codes, seed)
+            columns.append([{"type": modality, "codes": c} for c in codes])
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def output(self, protocol: Protocol, example: Example, reply: list[int]) -> Output:
+        target = target_of(protocol, example)
+        if target == "any":  # judged by its ids alone
+            return Output(ids=reply)
+        voice = example.voice if target == "speech" else None
+        parts: dict = {}
+        for part in self.processor.parse_output(reply, voice=voice, steps=protocol.decoding.get("decoder_steps")):
+            parts.setdefault(part.modality, part)
+        made = Output(ids=reply)
+        made.text = parts["text"].text.strip() if "text" in parts else ""
+        made.transcript = parts["transcript"].text.strip() if "transcript" in parts else ""
+        if target == "text":
+            return made
+        part = parts.get(target)
+        made.problem = getattr(part, "problem", None if part else f"no {target} in the reply")
+        if made.problem:
+            made.medium = nothing(target)
+        else:
+            made.medium = part.image if target == "image" else (part.waveform, part.sampling_rate)
+        return made
+
+
+class Reference(System):
+    """The right answer itself ("original"), or what the codecs of a checkpoint keep of it ("codec").
+
+    Args:
+        folder: the checkpoint; None: no codec.
+        shuffled: shuffle the codes before they are decoded.
+    """
+
+    def __init__(self, name: str, folder: str | None = None, device: Any = "cpu", shuffled: bool = False):
+        self.name, self.folder, self.shuffled = name, folder, shuffled
+        self.kind = "broken" if shuffled else "codec" if folder else "original"
+        self.processor = None
+        if folder:
+            self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True).to(device)
+
+    def describe(self) -> dict:
+        return {"fingerprint": fingerprint(Path(self.folder))} if self.folder else {}
+
+    def handles(self, protocol: Protocol) -> bool:
+        return TASKS[protocol.task][0] == "text" and protocol.target != "any"
+
+    def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
+        media = [example.reference for example in batch]
+        if self.folder:
+            return [Output(medium=m) for m in self.through_codec(protocol.target, media, seed)]
+        return [Output(medium=picture(m) if protocol.target == "image" else sound(m)) for m in media]
+
+    def through_codec(self, modality: str, media: list, seed: int) -> list:
+        """Media to codes (of speech: all codebooks, not only those that the language model sees) and back."""
+        processor = self.processor
+        spec = next(spec for spec in processor.specs if spec.name == modality)
+        if modality == "image":
+            codes = processor.encode_media(modality, media)
+            codes = shuffle(codes, seed) if self.shuffled else codes
+            return [part.image for part in processor.decode_codes(modality, codes)]
+        waves = [sound(medium, spec.sampling_rate)[0] for medium in media]
+        codes = codec_io.encode(processor.codec(modality), waves)
+        codes = shuffle(codes, seed) if self.shuffled else codes
+        copies = codec_io.decode(processor.codec(modality), codes)
+        return [(copy[: len(wave)], spec.sampling_rate) for copy, wave in zip(copies, waves, strict=True)]
+
+
+class Shuffled(System):
+    """Shuffled codes in every task: `Model` where media are shown, `Reference` where they are asked for."""
+
+    kind = "broken"
+
+    def __init__(self, name: str, folder: str, device: torch.device, dtype: str = "auto"):
+        self.name = name
+        self.model = Model(name, folder, device, dtype, shuffled=True)
+        self.reference = Reference(name, folder, device, shuffled=True)
+
+    def describe(self) -> dict:
+        return self.model.describe()
+
+    def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
+        chosen = self.reference if self.reference.handles(protocol) else self.model
+        return chosen.answer(protocol, batch, seed)
+
+
+class Constant(System):
+    """The same answer to everything: one caption, the first example's medium, or ("silence") nothing at all."""
+
+    kind = "broken"
+
+    def __init__(self, name: str, silent: bool):
+        self.name, self.silent, self.media = name, silent, {}
+
+    def prepare(self, protocol: Protocol, examples: list[Example]) -> None:
+        self.media = {}
+        for example in examples:
+            target, medium = target_of(protocol, example), example.reference or example.given
+            if target != "text" and target not in self.media:
+                if self.silent or (target == "image") != is_picture(medium):
+                    self.media[target] = nothing(target)
+                else:
+                    self.media[target] = picture(medium) if target == "image" else sound(medium)
+
+    def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
+        targets = [target_of(protocol, example) for example in batch]
+        text = "" if self.silent else CONSTANT
+        return [Output(text) if t == "text" else Output(medium=self.media[t]) for t in targets]
+
+
+def load(text: str, device: torch.device, dtype: str = "auto") -> Any:
+    """A system from its words on the command line (see the top of this file)."""
+    name, _, what = text.rpartition("=")
+    if what == "original":
+        return Reference(name or what)
+    if what in ("broken:constant", "broken:silence"):
+        return Constant(name or what.split(":")[1], silent=what == "broken:silence")
+    for prefix, kind in (("codec", Reference), ("broken:shuffled", Shuffled)):
+        if what.startswith(f"{prefix}:"):
+            folder = what.removeprefix(f"{prefix}:")
+            name = name or f"{prefix.split(':')[-1]}-{Path(folder).resolve().name}"
+            return kind(name, folder, device, dtype) if kind is Shuffled else kind(name, folder, device)
+    if what.startswith("broken:"):
+        raise ValueError(f"Unknown system {what!r}. Known: broken:shuffled:FOLDER, broken:constant, broken:silence.")
+    return Model(name or Path(what).resolve().name, what, device, dtype)
+
+
+def is_picture(medium: Any) -> bool:
+    return not isinstance(medium, tuple) and not str(medium).endswith((".wav", ".flac", ".mp3", ".ogg"))
+
+
+def shuffle(codes: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Codes `[K, T]` in a random order of frames, each codebook in its own."""
+    rng = np.random.default_rng(seed)
+    return [np.stack([rng.permutation(book) for book in item]) for item in codes]
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the names and contents of all weights and settings of a checkpoint folder."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".jinja", ".model")):
+        total.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                total.update(block)
+    return total.hexdigest()

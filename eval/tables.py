@@ -1,0 +1,178 @@
+"""Result files -> tables: one line a row of the protocols, one column a system; markdown for model cards and documents."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard
+from protocol import SYSTEM_KINDS, TASKS
+
+from processing_anygpt.judging.scores import compare
+
+HUB_TASKS = {  # names of the Hub's task pages
+    "asr": "automatic-speech-recognition",
+    "tts": "text-to-speech",
+    "image_captioning": "image-to-text",
+    "text_to_image": "text-to-image",
+    "music_captioning": "audio-text-to-text",
+    "text_to_music": "text-to-audio",
+    "speech_chat": "any-to-any",
+    "grammar": "any-to-any",
+}
+SIGNIFICANT = 0.05  # two-sided p of the paired bootstrap
+
+
+def load(folders: list[Path]) -> dict[str, dict[str, dict]]:
+    """All result files below the folders: {system: {protocol: result}}, models first."""
+    found: dict[str, dict[str, dict]] = {}
+    for path in sorted(path for folder in folders for path in folder.glob("*/*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        result["folder"] = path.parent
+        found.setdefault(result["system"]["name"], {})[result["protocol"]["name"]] = result
+    if not found:
+        raise ValueError(f"No result files in {', '.join(map(str, folders))}: eval/run.py --out FOLDER makes them.")
+    return dict(sorted(found.items(), key=lambda pair: SYSTEM_KINDS.index(kind_of(pair[1]))))
+
+
+def kind_of(results: dict[str, dict]) -> str:
+    return next(iter(results.values()))["system"]["kind"]
+
+
+def of_kind(systems: dict, kind: str) -> list[str]:
+    return [name for name, results in systems.items() if kind_of(results) == kind]
+
+
+def lines(systems: dict) -> list[dict]:
+    """Every row of every protocol: {"protocol", "task", "row": its description, "cells": {system: scored row}}."""
+    table: dict[tuple, dict] = {}
+    tasks = list(TASKS)
+    for system, results in systems.items():
+        for result in results.values():
+            order = [row["name"] for row in result["protocol"]["file"]["rows"]]
+            for row in result["rows"]:
+                key = (tasks.index(result["task"]), result["protocol"]["name"], order.index(row["name"]))
+                line = {"protocol": key[1], "task": result["task"], "row": row, "cells": {}}
+                table.setdefault(key, line)["cells"][system] = row
+    return [table[key] for key in sorted(table)]
+
+
+def difference(a: dict, b: dict, better: str) -> dict | None:
+    """Two scored rows compared on the items that both have: `compare`'s result with "verdict": "better", "worse" or
+    "" (of a); None where the metric has no score of an item."""
+    both = [i for i in a.get("items", {}) if i in b.get("items", {})]
+    if not both:
+        return None
+    mine, other = ([row["items"][i][0] for i in both] for row in (a, b))
+    found = compare(mine, other, [a["items"][i][1] for i in both])
+    up = (found["difference"] > 0) == (better == "higher")
+    sure = found["p"] < SIGNIFICANT and found["difference"] != 0
+    return found | {"verdict": ("better" if up else "worse") if sure else ""}
+
+
+def bar_of(line: dict, codec: str | None) -> tuple[str, float | None]:
+    """A row's bar in words and as a number, once the codec's score is known where it is relative."""
+    bar = line["row"]["bar"] or {}
+    alone = line["cells"].get(codec, {}).get("value")
+    if "least" in bar or "most" in bar:
+        limit = bar.get("least", bar.get("most"))
+    elif not bar or alone is None:
+        return "", None
+    else:
+        limit = alone * bar["least_of_codec"] if "least_of_codec" in bar else alone + bar["most_above_codec"]
+    least = "least" in bar or "least_of_codec" in bar
+    return f"{'>=' if least else '<='} {limit:.2f}", limit
+
+
+def reached(row: dict, limit: float) -> bool:
+    return row["value"] >= limit if row["better"] == "higher" else row["value"] <= limit
+
+
+def number(row: dict | None, interval: bool = False) -> str:
+    if row is None:
+        return ""
+    text = f"{row['value']:.3f}"
+    return f"{text} [{row['low']:.3f}, {row['high']:.3f}]" if interval else text
+
+
+# ---------------------------------------------------------------- markdown
+
+
+def card_table(systems: dict, model: str) -> str:
+    """The table of a model card: the model, its bars, and what its codecs alone and the originals get."""
+    codec, original = ((of_kind(systems, kind) or [None])[0] for kind in ("codec", "original"))
+    text = "| task | judge | value [95 %] | items | bar | codec alone | original |\n|---|---|---|---|---|---|---|\n"
+    for line in lines({name: systems[name] for name in (model, codec, original) if name}):
+        row, cell = line["row"], line["cells"].get(model)
+        bar, limit = bar_of(line, codec)
+        judged = cell or line["cells"].get(codec)
+        if limit is not None:
+            bar += ", reached" if reached(judged, limit) else ", missed"
+        cells = [row["name"], row["judge"], number(cell, True), str(judged["count"]), bar]
+        cells += [number(line["cells"].get(name)) for name in (codec, original)]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def floor_table(systems: dict, model: str) -> str:
+    """Deliberately broken models beside the model; "(!)" where one scores above the floor."""
+    broken = of_kind(systems, "broken")
+    text = f"| task | judge | {model} | {' | '.join(broken)} | floor |\n|---|---|---|{'---|' * len(broken)}---|\n"
+    for line in lines({name: systems[name] for name in (model, *broken)}):
+        row = line["row"]
+        if not any(name in line["cells"] for name in broken):
+            continue
+        cells = [row["name"], row["judge"], number(line["cells"].get(model))]
+        cells += [
+            number(line["cells"].get(name)) + ("" if at_floor(line["cells"].get(name)) else " (!)") for name in broken
+        ]
+        text += f"| {' | '.join([*cells, '' if row['floor'] is None else str(row['floor'])])} |\n"
+    return text
+
+
+def at_floor(row: dict | None) -> bool:
+    """Whether a score is not better than that of a system without information, as far as its interval tells."""
+    if row is None or row["floor"] is None:
+        return True
+    return row["low"] <= row["floor"] if row["better"] == "higher" else row["high"] >= row["floor"]
+
+
+def write_block(path: Path, name: str, text: str) -> None:
+    """Puts `text` between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a file.
+
+    Raises:
+        ValueError: the file has no such lines.
+    """
+    old = path.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {name}: begin[^\n]*-->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+    if not pattern.search(old):
+        raise ValueError(f"{path} has no lines <!-- {name}: begin --> and <!-- {name}: end -->. Add them.")
+    replace(path, pattern.sub(lambda found: f"{found[1]}{text}{found[2]}", old))
+
+
+def write_model_index(path: Path, systems: dict, model: str) -> None:
+    """The `model-index` of a Hub model card, in its front matter."""
+    results = []
+    for line in lines({model: systems[model]}):
+        row, result = line["cells"][model], systems[model][line["protocol"]]
+        results.append(
+            EvalResult(
+                task_type=HUB_TASKS[line["task"]],
+                dataset_type=line["protocol"],
+                dataset_name=result["about"],
+                dataset_revision=result["sample"][:12],
+                metric_type="accuracy" if row["metric"] == "mean" else row["metric"],
+                metric_name=f"{row['name']} ({row['judge']})" if row["judge"] else row["name"],
+                metric_value=row["value"],
+                metric_args={"low": row["low"], "high": row["high"], "items": row["count"]},
+            )
+        )
+    card = ModelCard.load(path)
+    card.data.model_name, card.data.eval_results = model, results
+    replace(path, str(card))
+
+
+def replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
