@@ -53,8 +53,8 @@ def measure(data: list[str], out: Path, workers: int, rows_per_shard: int, model
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rows", type=int, default=560, help="source rows made of examples/ (default: 560)")
-    parser.add_argument("--rows-per-shard", type=int, default=14, help="size of a unit of work (default: 14)")
+    parser.add_argument("--rows", type=int, default=1120, help="source rows made of examples/ (default: 1120)")
+    parser.add_argument("--rows-per-shard", type=int, default=28, help="size of a unit of work (default: 28)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--data", nargs="+", help="measure on these instead")
     parser.add_argument("--model", nargs=1, help="checkpoint (default: anygpt-tiny)")

@@ -15,6 +15,11 @@ from transformers.utils import logging as transformers_logging
 from . import preparation, rows, sources
 
 SHARED_MEMORY = 100_000_000  # bytes that a local Ray reserves; the results passed through it are a few numbers each
+RAY_OPTIONS = {  # it reads them when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report home
+    "RAY_gcs_server_port_wait_time_s": "300",  # a busy machine takes longer than the usual 30 s
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # as an error, it tells of what Ray Data itself does (ray-project/ray 53727)
+}
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,8 @@ def _here(job: Job, items: list[dict]) -> Iterator[dict]:
 
 
 def _with_ray(job: Job, items: list[dict], workers: int | None, gpus: float, address: str | None) -> Iterator[dict]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
-    # Its C++ side warns at every start, as an error, of what Ray Data itself does (ray-project/ray 53727).
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for name, value in RAY_OPTIONS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -126,14 +130,11 @@ def _with_ray(job: Job, items: list[dict], workers: int | None, gpus: float, add
         workers = workers or (int(torch.cuda.device_count() / gpus) if gpus else len(os.sched_getaffinity(0)))
         # One more than workers, for what else Ray Data may want to place.
         local = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": SHARED_MEMORY}
-        ray.init("local", **local, **quiet)
+        _start(ray, "local", local | quiet)
     else:
-        try:
-            ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise ValueError(f"No Ray cluster at {address}: {error}") from error
+        _start(ray, address, quiet)
         there = ray.cluster_resources()
-        workers = workers or int(there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1))
+        workers = workers or int(there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1)) or 1
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -146,3 +147,15 @@ def _with_ray(job: Job, items: list[dict], workers: int | None, gpus: float, add
         yield from made.iter_rows()
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, address: str, options: dict) -> None:
+    """Connects to a cluster, or starts one. Ray gives its processes 30 s, too few on a busy machine: three tries."""
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as error:  # that is the class it raises
+            ray.shutdown()
+            if not tries_left:
+                raise ValueError(f"Ray doesn't start: {error} Without it: --workers 0.") from error
