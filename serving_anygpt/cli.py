@@ -105,6 +105,11 @@ def build_parser() -> Parser:
     convert.add_argument("--chat", action="store_true", help="refuse a base model (the vocabulary tells them apart)")
     convert.add_argument("--prompts", metavar="FILE", help="JSON with the system prompt and instruction sentences")
     convert.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the language model (default: as stored, float32 in the released one)",
+    )
+    convert.add_argument(
         "--ignore", action="append", default=[], metavar="NAME", help="a tensor of --seed to leave out, or a pattern"
     )
     convert.add_argument("out", metavar="OUT", help="the new model folder; an interrupted conversion is resumed")
@@ -158,6 +163,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.chat,
             arguments.prompts,
             arguments.ignore,
+            arguments.dtype,
         )
         print(convert(*files, *others))
         return

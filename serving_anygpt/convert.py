@@ -55,6 +55,7 @@ def convert(
     chat: bool = False,
     prompts: str | None = None,
     ignored: Sequence[str] = (),
+    dtype: str | None = None,
     quiet: bool = False,
 ) -> str:
     """Writes the model folder `out`.
@@ -67,6 +68,7 @@ def convert(
         chat: refuse a checkpoint without the markers of chat models. They tell the two kinds apart in any case.
         prompts: JSON file with the system prompt and instruction sentences to use in the place of this package's own.
         ignored: patterns of further names in `seed_file` that are known to be of no use (`seed2.UNUSED` has the rest).
+        dtype: of the language model, "float32", "float16" or "bfloat16"; None: as stored.
         quiet: no progress on standard error.
 
     Returns:
@@ -82,7 +84,7 @@ def convert(
         wording = read_prompts(prompts) if prompts else {}
         parts = [] if is_hub_id(unclip) else [painter_part(unclip)]
         parts += [*speech_parts(speech_folder, soundstorm_file), image_part(seed_file, eva_file, ignored)]
-        official = llm.read_official(llm_folder)
+        official = llm.read_official(llm_folder, dtype=dtype and getattr(torch, dtype))
         if chat and not official.chat:
             raise ValueError(
                 f"{llm_folder} is a base model: its vocabulary lacks {' '.join(llm.CHAT_MARKERS)}. Drop --chat, or "
@@ -106,7 +108,8 @@ def convert(
         workshop.finish()
     kind = "chat" if official.chat else "base"
     later = "".join(f", {name} from the hub when first used" for rows in hub.values() for name in rows.values())
-    return f"{out}: AnyGPT {kind} model, {official.config.vocab_size:,} rows{later}"
+    never = f", {len(official.untrained_ids):,} of them never generated" if official.untrained_ids else ""
+    return f"{out}: AnyGPT {kind} model, {official.config.vocab_size:,} rows{never}{later}"
 
 
 def is_hub_id(value: str) -> bool:
@@ -249,11 +252,11 @@ def total_bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def llm_parts(official: llm.OfficialLLM) -> list[Part]:
-    def part(name: str) -> Part:
-        source = official.shards[name]
-        return Part(name, [source], lambda path: llm.write_shard(official, name, path), source.stat().st_size)
+    def part(name: str, shard: llm.Shard) -> Part:
+        size, made_as = shard.bytes(official.dtype), f"{official.dtype}, {len(shard.shapes)} tensors"
+        return Part(name, [shard.source], lambda path: llm.write_shard(official, name, path), size, made_as)
 
-    return [part(name) for name in official.shards]
+    return [part(name, shard) for name, shard in official.shards.items()]
 
 
 def write_settings(official: llm.OfficialLLM, wording: dict, folder: Path) -> None:
@@ -275,6 +278,7 @@ def write_settings(official: llm.OfficialLLM, wording: dict, folder: Path) -> No
             # LLaMA's own end too: a reply that breaks off into plain LLaMA is over.
             eos_token_id=[config.eos_token_id, tokenizer.eos_token_id],
             pad_token_id=config.pad_token_id,
+            suppress_tokens=official.untrained_ids or None,
             **settings,
         ).save_pretrained(folder, name)
     AnyGPTProcessor(

@@ -21,6 +21,7 @@ class Part:
     sources: list[Path]
     write: Callable[[Path], None]
     size: int  # bytes it will take, about
+    settings: str = ""  # what else decides how it comes out
 
 
 class Workshop:
@@ -68,7 +69,8 @@ class Workshop:
 
     def make(self, part: Part, quiet: bool) -> None:
         """Makes a part under a temporary name and renames it, unless it is there already, of the same sources."""
-        target, prints = self.folder / part.name, [list(fingerprint(path)) for path in part.sources]
+        target, prints = self.folder / part.name, [part.settings]
+        prints += [list(fingerprint(path)) for path in part.sources]
         if target.exists() and self.record["parts"].get(part.name) == prints:
             return
         remove(target)

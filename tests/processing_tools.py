@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from modeling_anygpt import ModalitySpec
+from modeling_anygpt.conversion.llm import llama_tokenizer
 from processing_anygpt import AnyGPTProcessor, add_modality_tokens
 
 PROMPTS = Path(__file__).parent / "goldens" / "prompts"
@@ -39,14 +40,9 @@ def small_table() -> list[ModalitySpec]:
     return [image, ModalitySpec.from_dict(speech.to_dict() | {"decoder": "soundstorm"}), music]
 
 
-def sentencepiece_tokenizer(legacy: bool) -> LlamaTokenizer:
+def sentencepiece_tokenizer(legacy: bool) -> PreTrainedTokenizerFast:
     """The goldens' stand-in for LLaMA's tokenizer, as a fast one in either of its ways to put prefix spaces."""
-    tokenizer = LlamaTokenizer.from_pretrained(PROMPTS, add_bos_token=True)
-    if legacy:  # a space before every stretch of text, not only the first
-        backend = tokenizer.backend_tokenizer
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        backend.pre_tokenizer = None
-    return tokenizer
+    return llama_tokenizer(PROMPTS / "tokenizer.model", legacy)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -99,10 +99,7 @@ def test_interrupted_conversion_is_resumed_and_whole(release, monkeypatch, capsy
         now = (out / path.relative_to(partial)).stat().st_mtime_ns if not path.name.startswith(".") else None
         assert now is None or (now == time) == ("soundstorm" not in path.parts), path
 
-    official = {}
-    for shard in SHARDS:
-        official |= torch.load(release / "llm" / shard, weights_only=True)
-    official = {key: value for key, value in official.items() if "inv_freq" not in key}
+    official = official_tensors(release / "llm")
     index = json.loads((out / "model.safetensors.index.json").read_text())
     for name in set(index["weight_map"].values()):
         for key, value in load_file(out / name).items():
@@ -133,6 +130,7 @@ def test_interrupted_conversion_is_resumed_and_whole(release, monkeypatch, capsy
 def test_settings_of_a_base_model(pristine, tmp_path):
     """Base models are told apart by their vocabulary, and asked in their own format."""
     tokens = added_tokens(chat=False)
+    tokens["<soau>"] = 49418  # of a modality that was never trained
     text = LlamaConfig(vocab_size=32000 + len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     official = llm.OfficialLLM(
         config=AnyGPTConfig(text_config=text, modalities=list(llm.RELEASED_TABLE)),
@@ -141,8 +139,6 @@ def test_settings_of_a_base_model(pristine, tmp_path):
         tokenizer_settings={},
         added_tokens=tokens,
         shards={},
-        weight_map={},
-        total_bytes=0,
     )
     prompts = tmp_path / "prompts.json"
     write_json(prompts, {"instructions": {"text": {"image": ["Paint. This is input: {text}"]}}})
@@ -154,7 +150,8 @@ def test_settings_of_a_base_model(pristine, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == "<s>" + expected
     ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
-    assert ids == tokenizer(expected)["input_ids"] and len(tokenizer) == 49418
+    assert ids == tokenizer(expected)["input_ids"] and len(tokenizer) == 49419
+    assert GenerationConfig.from_pretrained(tmp_path).suppress_tokens == [49418]
     instructions = instructions_of(str(tmp_path))
     assert instructions["text", "image"] == ["Paint. This is input: {text}"]
     assert instructions["text", "speech"][0].endswith("This is input: {text}")
@@ -241,39 +238,82 @@ def test_new_weight_norm_layout_gives_the_same_codec(tmp_path):
     assert all(torch.equal(ours[0][key], ours[1][key]) for key in ours[0])
 
 
-def test_safetensors_shards_and_old_pickles_are_read(release):
-    """Released folders come with either; files from before torch 1.6 are no zip archives."""
-    pickled = llm.read_official(release / "llm")
-    weights = torch.load(release / "llm" / SHARDS[2], weights_only=True)
-    torch.save(weights, release / "old.bin", _use_new_zipfile_serialization=False)
-    assert pickles.read_pickle(release / "old.bin").keys() == weights.keys()
+def converted(official: llm.OfficialLLM, folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors that `write_shard` writes, as its own index lists them."""
+    tensors = {}
+    for name in official.shards:
+        llm.write_shard(official, name, folder / name)
+        tensors |= load_file(folder / name)
+    return tensors
+
+
+def official_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
     for shard in SHARDS:
-        tensors = torch.load(release / "llm" / shard, weights_only=True)
-        save_file(tensors, release / "llm" / shard.replace(".bin", ".safetensors"))
-        (release / "llm" / shard).unlink()
-    index = (release / "llm/pytorch_model.bin.index.json").read_text()
-    rewrite(release / "llm/pytorch_model.bin.index.json", "{}")  # not looked at
-    (release / "llm/model.safetensors.index.json").write_text(index.replace(".bin", ".safetensors"))
-    official = llm.read_official(release / "llm")
-    assert official.weight_map == pickled.weight_map
-    path = release / "again.safetensors"
-    llm.write_shard(official, "model-00002-of-00003.safetensors", path)
-    again, source = load_file(path), load_file(official.shards["model-00002-of-00003.safetensors"])
-    assert {key for key in source if key not in again} == {"model.layers.0.self_attn.rotary_emb.inv_freq"}
-    assert all(torch.equal(again[key], source[key]) for key in again)
+        tensors |= torch.load(folder / shard, weights_only=True)
+    return {key: value for key, value in tensors.items() if not key.endswith("inv_freq")}
 
 
-def test_mixed_types_and_scalars_are_written_aligned(tmp_path):
-    tensors = {
-        "a": torch.randn(3).half(),
-        "b": torch.randn(5),
-        "c": torch.tensor(2.0),
-        "d": torch.randn(4, 6).T.bfloat16(),
-    }
-    llm.write_safetensors(tmp_path / "x.safetensors", tensors)
-    again = load_file(tmp_path / "x.safetensors")
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[key], value) and again[key].dtype == value.dtype for key, value in tensors.items())
+def single_file(folder: Path, tensors: dict, **options):
+    for path in folder.glob("pytorch_model*"):
+        path.unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", **options)
+
+
+def test_shards_of_safetensors_are_read(release, tmp_path):
+    folder = release / "llm"
+    tensors = official_tensors(folder)
+    for shard in SHARDS:
+        save_file(torch.load(folder / shard, weights_only=True), folder / shard.replace(".bin", ".safetensors"))
+        (folder / shard).unlink()
+    index = (folder / "pytorch_model.bin.index.json").read_text()
+    rewrite(folder / "pytorch_model.bin.index.json", "{}")  # not looked at
+    (folder / "model.safetensors.index.json").write_text(index.replace(".bin", ".safetensors"))
+    ours = converted(llm.read_official(folder), tmp_path)
+    assert ours.keys() == tensors.keys() and all(torch.equal(ours[key], tensors[key]) for key in ours)
+
+
+def test_a_single_pickle_as_released(release, tmp_path):
+    """AnyGPT-base is one file whose tensors carry attributes (`_rebuild_from_type_v2` in its pickle). It is cut into
+    files of ours, and converted to half the size if asked."""
+    folder = release / "llm"
+    tensors = {key: value.float() for key, value in official_tensors(folder).items()}
+    for value in tensors.values():
+        value.note = {"from": "a trainer"}
+    single_file(folder, tensors)
+    assert b"_rebuild_from_type_v2" in (folder / "pytorch_model.bin").read_bytes()
+    official = llm.read_official(folder, max_shard_bytes=4 * 49420 * 16)  # the embedding
+    assert [len(shard.shapes) for shard in official.shards.values()] == [1, len(tensors) - 2, 1]
+    ours = converted(official, tmp_path)
+    assert ours.keys() == tensors.keys() and all(torch.equal(ours[key], tensors[key]) for key in ours)
+    llm.write_index(official, tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["weight_map"]["lm_head.weight"] == "model-00003-of-00003.safetensors"
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors.values())
+    half = llm.read_official(folder, dtype=torch.bfloat16)
+    assert list(half.shards) == ["model.safetensors"] and half.config.dtype == torch.bfloat16
+    assert all(torch.equal(value, tensors[key].bfloat16()) for key, value in converted(half, tmp_path).items())
+
+
+def test_a_pickle_from_before_torch_1_6(release, tmp_path):
+    tensors = official_tensors(release / "llm")
+    single_file(release / "llm", tensors, _use_new_zipfile_serialization=False)
+    ours = converted(llm.read_official(release / "llm"), tmp_path)
+    assert all(torch.equal(ours[key], value) for key, value in tensors.items())
+
+
+def test_tokens_of_a_modality_that_was_never_trained_are_known(release):
+    """The sizes of the released files tell that their vocabulary has one (docs/released-checkpoints.md)."""
+    folder = release / "llm"
+    added = json.loads((folder / "added_tokens.json").read_text())
+    row = llm.UNTRAINED
+    added |= {token: 49420 + i for i, token in enumerate([*row.tokens(), row.start_token, row.end_token])}
+    rewrite(folder / "added_tokens.json", added)
+    change_json(folder / "config.json", vocab_size=49420 + 4098)
+    tensors = official_tensors(folder)
+    single_file(folder, {k: v.repeat(2, 1)[: 49420 + 4098] if len(v) == 49420 else v for k, v in tensors.items()})
+    official = llm.read_official(folder)
+    assert official.untrained_ids == list(range(49420, 49420 + 4098))
 
 
 # ---------------------------------------------------------------- what it refuses
@@ -399,12 +439,16 @@ SPOILED = {
     "llm: a shard is cut off": (lambda r: cut(r / "llm" / SHARDS[0]), "is cut off"),
     "llm: safetensors cut off": (lambda r: to_safetensors(r / "llm", 0.9), "model.safetensors is cut off"),
     "llm: a shard with code": (lambda r: poison(r / "llm" / SHARDS[1]), r"holds code \(posix.mkdir\)"),
+    "llm: mixed types": (
+        lambda r: change_tensors(r / "llm" / SHARDS[2], lambda t: t.update({k: v.float() for k, v in t.items()})),
+        "are torch.float16, torch.float32.* say which one",
+    ),
     "llm: a tensor lacks": (
         lambda r: change_tensors(r / "llm" / SHARDS[1], lambda t: t.pop("model.norm.weight")),
         r"1 missing \(model.norm.weight\)",
     ),
     "llm: a tensor too many": (
-        lambda r: change_tensors(r / "llm" / SHARDS[1], lambda t: t.update(bias=torch.ones(1))),
+        lambda r: change_tensors(r / "llm" / SHARDS[1], lambda t: t.update(bias=torch.ones(1).half())),
         r"1 unknown \(bias\)",
     ),
     "speech: empty file": (lambda r: rewrite(r / "speechtokenizer/ckpt.dev", b""), "ckpt.dev is empty"),

@@ -128,12 +128,14 @@ def test_presets_of_the_paper_can_be_chosen(converted):
     processor = AutoProcessor.from_pretrained(folder)
     prompt = processor(text="[Human]: hello<eoh> [MMGPT]:", allow_control_tokens=True, return_tensors="pt")
     beams = GenerationConfig.from_pretrained(folder, "generation_config_paper_text.json")
-    output = model.generate(**prompt, generation_config=beams, max_new_tokens=8)
-    again = model.generate(**prompt, generation_config=beams, max_new_tokens=8)
+    beams.max_new_tokens = 8
+    output = model.generate(**prompt, generation_config=beams)
+    again = model.generate(**prompt, generation_config=beams)
     assert torch.equal(output, again)  # beam search draws nothing
     assert all(part.modality in ("text", "transcript") for part in processor.parse_output(output[0, -8:]))
     sampling = GenerationConfig.from_pretrained(folder, "generation_config_paper.json")
-    output = model.generate(**prompt, generation_config=sampling, output_modalities=("image",), max_new_tokens=40)
+    sampling.max_new_tokens = 40
+    output = model.generate(**prompt, generation_config=sampling, output_modalities=("image",))
     assert len(processor.parse_output(output[0, prompt["input_ids"].shape[1] :])) == 1
 
 

@@ -1,8 +1,8 @@
 """The released language models (AnyGPT-base, AnyGPT-chat): LLaMA-2 with its vocabulary grown by codes.
 
-A folder as transformers 4 wrote it: `config.json`, `tokenizer.model`, `added_tokens.json`, and shards of weights,
-pickles or safetensors. Tensor names stay as they are; a shard becomes a shard. Only one of them is open at a time, and
-that as a memory map.
+A folder as transformers 4 wrote it: `config.json`, `tokenizer.model`, `added_tokens.json`, and the weights in one file
+or in shards, pickles or safetensors (AnyGPT-base: one pickle of 27.7 GB, float32). Tensor names stay as they are. Only
+one file is open at a time, and that as a memory map, which is read tensor by tensor.
 """
 
 import json
@@ -37,9 +37,24 @@ RELEASED_TABLE = (
         **dict(frame_rate=50, sampling_rate=32000, codec="music_codec", max_seconds=5),
     ),
 )
+# The files of the released base model have the sizes of a vocabulary with one more modality (Encodec at 24 kHz), which
+# its code has commented out and its paper does not mention. Its tokens, where there are any, are never generated.
+UNTRAINED = ModalitySpec("sound", "<👂{}>", "<soau>", "<eoau>", 1024, 4, frame_rate=75, sampling_rate=24000)
+MAX_SHARD_BYTES = 5 * 10**9  # of our files, as transformers splits them
 CHAT_MARKERS = (CONTROL_TOKENS["response"], CONTROL_TOKENS["instruction"])
 EMBEDDING = "model.embed_tokens.weight"
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors spells them
+
+
+@dataclass
+class Shard:
+    """A file to be written: some tensors of an official one."""
+
+    source: Path
+    shapes: dict[str, torch.Size]
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        return dtype.itemsize * sum(shape.numel() for shape in self.shapes.values())
 
 
 @dataclass
@@ -51,17 +66,33 @@ class OfficialLLM:
     tokenizer_model: Path
     tokenizer_settings: dict  # tokenizer_config.json, {} if there is none
     added_tokens: dict[str, int]  # those beyond tokenizer.model
-    shards: dict[str, Path]  # our name -> official file
-    weight_map: dict[str, str]  # tensor -> our name of its shard
-    total_bytes: int
+    shards: dict[str, Shard]  # by our name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, once converted."""
+        return self.config.dtype
+
+    @property
+    def untrained_ids(self) -> list[int]:
+        """Ids of `UNTRAINED`, which no reply may hold."""
+        tokens = [*UNTRAINED.tokens(), UNTRAINED.start_token, UNTRAINED.end_token]
+        return sorted(self.added_tokens[token] for token in tokens if token in self.added_tokens)
 
 
-def read_official(folder: str | Path, table: Sequence[ModalitySpec] = RELEASED_TABLE) -> OfficialLLM:
+def read_official(
+    folder: str | Path,
+    table: Sequence[ModalitySpec] = RELEASED_TABLE,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> OfficialLLM:
     """Checks a released folder whole, without reading the weights themselves.
 
     Args:
         folder: `config.json`, `tokenizer.model`, `added_tokens.json` and the weights, in one file or shards.
         table: the modalities whose tokens the vocabulary must hold; their ids are taken from `added_tokens.json`.
+        dtype: to convert the weights to; None: as stored.
+        max_shard_bytes: largest file to write, but for tensors that are larger.
 
     Raises:
         ValueError: a file is missing or broken; the weights are not those of config.json; tokenizer, config.json and
@@ -73,34 +104,32 @@ def read_official(folder: str | Path, table: Sequence[ModalitySpec] = RELEASED_T
     text_config = _read_config(folder)
     pieces, added = _read_vocabulary(folder)
     table = [_with_ids(spec, added, folder) for spec in table]
-    tensors, shards = {}, {}
-    files = _weight_files(folder)
-    for number, path in enumerate(files, 1):
-        name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+    tensors, sources = {}, {}
+    for path in _weight_files(folder):
         for key, tensor in _read_shard(path).items():
             if key in tensors:
-                raise ValueError(f"{path} and {shards[tensors[key][1]]} both hold {key}. Remove the surplus files.")
-            tensors[key] = (tensor, name)
-        shards[name] = path
-    rows = tensors[EMBEDDING][0].shape[0] if EMBEDDING in tensors else 0
+                raise ValueError(f"{path} and {sources[key]} both hold {key}. Remove the surplus files.")
+            tensors[key], sources[key] = tensor, path
+    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else 0
     if not pieces + len(added) == text_config.vocab_size == rows:
         raise ValueError(
             f"{folder}: the tokenizer has {pieces + len(added)} tokens ({pieces} of tokenizer.model and {len(added)} "
             f"of added_tokens.json), config.json says vocab_size {text_config.vocab_size}, the embedding has {rows} "
             "rows. They must be equal: take all files from one release."
         )
-    dtype = tensors[EMBEDDING][0].dtype
-    text_config.dtype = dtype
-    config = AnyGPTConfig(text_config=text_config, modalities=table, dtype=dtype)
+    config = AnyGPTConfig(text_config=text_config, modalities=table)
     expected = meta_shapes(AnyGPTForCausalLM, config)
     if config.tie_word_embeddings:  # the head is the embedding, whether a file repeats it or not
         expected.pop("lm_head.weight")
         tensors.pop("lm_head.weight", None)
-    check_tensors(
-        {key: tensor for key, (tensor, _) in tensors.items()},
-        expected,
-        f"The weights in {folder} are not those of its config.json",
-    )
+    check_tensors(tensors, expected, f"The weights in {folder} are not those of its config.json")
+    stored = {tensor.dtype for tensor in tensors.values()}
+    if not stored <= set(DTYPE_NAMES) or (dtype is None and len(stored) > 1):
+        raise ValueError(
+            f"The weights in {folder} are {', '.join(sorted(map(str, stored)))}. Allowed are float32, float16 and "
+            "bfloat16; if mixed, say which one to convert them to (--dtype)."
+        )
+    config.dtype = config.text_config.dtype = dtype or stored.pop()
     settings = folder / "tokenizer_config.json"
     return OfficialLLM(
         config=config,
@@ -108,50 +137,54 @@ def read_official(folder: str | Path, table: Sequence[ModalitySpec] = RELEASED_T
         tokenizer_model=folder / "tokenizer.model",
         tokenizer_settings=read_json(settings) if settings.exists() else {},
         added_tokens=added,
-        shards=shards,
-        weight_map={key: name for key, (_, name) in tensors.items()},
-        total_bytes=sum(tensor.nbytes for tensor, _ in tensors.values()),
+        shards=_plan_shards({key: (sources[key], expected[key]) for key in tensors}, config.dtype, max_shard_bytes),
     )
 
 
+def _plan_shards(tensors: dict[str, tuple[Path, torch.Size]], dtype: torch.dtype, limit: int) -> dict[str, Shard]:
+    """Our files: tensors in their order, a new file where the official one ends or `limit` bytes are full."""
+    shards: list[Shard] = []
+    for key, (source, shape) in tensors.items():
+        new = Shard(source, {key: shape})
+        if shards and shards[-1].source == source and shards[-1].bytes(dtype) + new.bytes(dtype) <= limit:
+            shards[-1].shapes |= new.shapes
+        else:
+            shards.append(new)
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
 def write_shard(llm: OfficialLLM, name: str, path: str | Path) -> None:
-    """Writes our shard `name` to `path` (safetensors), tensor by tensor out of the mapped official file."""
-    tensors = _read_shard(llm.shards[name])
-    write_safetensors(path, {key: tensor for key, tensor in tensors.items() if llm.weight_map.get(key) == name})
+    """Writes our shard `name` to `path` (safetensors), tensor by tensor out of the mapped official file.
+
+    The format: the length of the header in 8 bytes (little endian), the header in JSON, the data. safetensors' own
+    `save_file` would first copy all of the shard to memory.
+    """
+    shard, dtype = llm.shards[name], llm.dtype
+    header, position = {"__metadata__": {"format": "pt"}}, 0
+    for key, shape in shard.shapes.items():
+        end = position + dtype.itemsize * shape.numel()
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    tensors = _read_shard(shard.source)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in shard.shapes:
+            file.write(tensors.pop(key).to(dtype).contiguous().flatten().view(torch.uint8).numpy())
+        file.flush()
+        os.fsync(file.fileno())  # a rename must not overtake the data, should the power fail
 
 
 def write_index(llm: OfficialLLM, folder: str | Path) -> None:
     """The index that tells which shard holds which tensor; a single file needs none."""
     if len(llm.shards) > 1:
-        index = {"metadata": {"total_size": llm.total_bytes}, "weight_map": llm.weight_map}
-        (Path(folder) / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def write_safetensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a safetensors file tensor by tensor. `safetensors.torch.save_file` first copies all of them to memory.
-
-    The format: the length of the header in 8 bytes (little endian), the header in JSON, the data.
-    """
-    header, position = {"__metadata__": {"format": "pt"}}, 0
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # keeps every tensor aligned
-    for name in names:
-        tensor, end = tensors[name], position + tensors[name].nbytes
-        if tensor.dtype not in DTYPE_NAMES:
-            raise ValueError(f"{name} is {tensor.dtype}, weights are float32, float16 or bfloat16.")
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
-        file.flush()
-        os.fsync(file.fileno())  # a rename must not overtake the data, should the power fail
+        total = sum(shard.bytes(llm.dtype) for shard in llm.shards.values())
+        weight_map = {key: name for name, shard in llm.shards.items() for key in shard.shapes}
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
+        (Path(folder) / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
 def build_tokenizer(llm: OfficialLLM) -> PreTrainedTokenizerFast:
