@@ -203,6 +203,8 @@ def _read_parquet(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
             for offset, record in enumerate(batch.slice(low, max(high - low, 0)).to_pylist()):
                 yield f"{unit['name']}:{unit['first'] + seen + low + offset - unit['part']}", record
             seen += len(batch)
+            if seen >= unit["part"] + unit["count"]:
+                return
 
 
 # ---------------------------------------------------------------- Hugging Face datasets

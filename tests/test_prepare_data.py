@@ -91,8 +91,9 @@ def test_ray_resumes_and_makes_the_same_rows(finished, manifest_file, tmp_path):
 
 def ray_processes(since: float) -> list[psutil.Process]:
     """Processes of Ray that were started after the Unix time `since` and don't end within a minute."""
-    names = [p for p in psutil.process_iter(["cmdline", "create_time"]) if p.info["create_time"] >= since]
-    _, alive = psutil.wait_procs([p for p in names if "ray" in " ".join(p.info["cmdline"] or ())], timeout=60)
+    started = [p for p in psutil.process_iter(["cmdline", "create_time"]) if p.info["create_time"] >= since]
+    rays = [p for p in started if any(mark in " ".join(p.info["cmdline"] or ()) for mark in ("ray::", "/ray/"))]
+    _, alive = psutil.wait_procs(rays, timeout=60)
     return alive
 
 
