@@ -41,32 +41,29 @@ def librispeech(root: str | Path, split: str = "test-clean") -> list[Item]:
     root = Path(root)
     root = root / "LibriSpeech" if (root / "LibriSpeech").is_dir() else root
     folder = _folder(root / split, "LibriSpeech")
-    transcripts = sorted(folder.glob("*/*/*.trans.txt"))
-    for chapter in sorted(folder.glob("*/*/")):
-        _file(chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt", "LibriSpeech")
     items = []
-    for transcript in transcripts:
+    for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
+        transcript = _file(chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt", "LibriSpeech")
         for number, line in enumerate(_lines(transcript, "LibriSpeech"), 1):
             name, _, text = line.partition(" ")
             if not text.strip():
                 raise ValueError(f"LibriSpeech: line {number} of {transcript} is not 'ID TEXT': {line!r}.")
-            sound = _file(transcript.parent / f"{name}.flac", "LibriSpeech")
-            items.append(Item(name, str(sound), (text.strip(),), transcript.parent.parent.name))
+            sound = _file(chapter / f"{name}.flac", "LibriSpeech")
+            items.append(Item(name, str(sound), (text.strip(),), chapter.parent.name))
     return _some(items, "LibriSpeech", folder / "SPEAKER" / "CHAPTER" / "SPEAKER-CHAPTER.trans.txt")
 
 
-# Gaps of the published VCTK 0.92 itself: p315's texts are lost, p280 has no second microphone, and p362 (of the second
-# microphone's recordings) and s5 lack single files.
+# Gaps of the published archive itself (torchaudio's VCTK_092 skips the same).
 VCTK_WITHOUT_TEXT = ("p315",)
 VCTK_WITHOUT_SECOND_MICROPHONE = ("p280",)
+VCTK_WITH_LOST_RECORDINGS = ("p362",)  # some texts without a recording
 
 
 def vctk(root: str | Path, microphone: str = "mic1") -> list[Item]:
     """VCTK 0.92 (Yamagishi et al. 2019): `wav48_silence_trimmed/p225/p225_001_mic1.flac`, `txt/p225/p225_001.txt` and
-    `speaker-info.txt`.
+    `speaker-info.txt`, which lists the speakers.
 
-    Speakers are those of `speaker-info.txt`. Left out is what the archive itself lacks: speaker p315 (no texts), p280
-    of mic2, and utterances with a text but no recording of any microphone (trimming left nothing of them).
+    Left out is what the archive itself lacks: speaker p315 (no texts), p280 of mic2, and some utterances of p362.
     """
     if microphone not in ("mic1", "mic2"):
         raise ValueError(f"Got microphone {microphone!r}; VCTK 0.92 has mic1 and mic2.")
@@ -80,12 +77,12 @@ def vctk(root: str | Path, microphone: str = "mic1") -> list[Item]:
         speaker = line.split()[0]
         if speaker in left_out:
             continue
-        recorded = {path.name for path in _folder(sounds / speaker, "VCTK").glob("*.flac")}
+        recorded = {path.name for path in _folder(sounds / speaker, "VCTK").glob(f"*_{microphone}.flac")}
         for text in sorted(_folder(texts / speaker, "VCTK").glob("*.txt")):
             name = f"{text.stem}_{microphone}.flac"
             if name in recorded:
                 items.append(Item(text.stem, str(sounds / speaker / name), (_text(text, "VCTK"),), speaker))
-            elif any(other.startswith(f"{text.stem}_") for other in recorded):
+            elif speaker not in VCTK_WITH_LOST_RECORDINGS:
                 _file(sounds / speaker / name, "VCTK")
     return _some(items, "VCTK", sounds / "p225" / f"p225_001_{microphone}.flac")
 

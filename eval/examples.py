@@ -4,11 +4,13 @@ Layouts of public data sets are read by `adapters.py`, the tiny world's held-out
 """
 
 import hashlib
+import io
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import adapters
 import soundfile
 import tiny_examples
 from PIL import Image
@@ -56,8 +58,6 @@ def load(protocol: Protocol, root: Path) -> list[Example]:
             Example(**row) for row in getattr(tiny_examples, source.removeprefix("tiny_"))(folder, **data["options"])
         ]
     else:
-        import adapters
-
         read = {
             "librispeech": adapters.librispeech,
             "vctk": adapters.vctk,
@@ -133,7 +133,7 @@ def sound(medium: Any, sampling_rate: int | None = None) -> tuple:
             if sampling_rate in (None, rate)
             else (load_audio(waveform, sampling_rate, rate), sampling_rate)
         )
-    rate = sampling_rate or soundfile.info(medium).samplerate
+    rate = sampling_rate or soundfile.info(io.BytesIO(medium) if isinstance(medium, bytes) else medium).samplerate
     return load_audio(medium, rate), rate
 
 

@@ -29,9 +29,9 @@ import judge_music
 import judge_speech
 import numpy as np
 import tiny_examples
-from examples import Example, sound
 from systems import Output
 
+from examples import Example, sound
 from processing_anygpt.tiny_world import language, pictures, voices
 
 Judge = Callable[[list[Example], list[Output]], list[dict]]
@@ -80,10 +80,8 @@ def checkpoint(name: str, folder: Path | None, revision: str | None = None) -> s
     path = None if folder is None else folder / name
     if path is None or not path.exists():
         where = folder or "JUDGES"
-        revision = f" --revision {revision}" if revision else ""
-        raise ValueError(
-            f"No judge {name} in {where}: hf download {name}{revision} --local-dir {where}/{name}, and --judges {where}"
-        )
+        get = f"hf download {name}{f' --revision {revision}' if revision else ''} --local-dir {where}/{name}"
+        raise ValueError(f"No judge {name} in {where}: {get}, then --judges {where}")
     return str(path)
 
 

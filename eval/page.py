@@ -7,10 +7,9 @@ from pathlib import Path
 import jinja2
 import soundfile
 import tables
-from examples import Example, load, picture, sound
-from PIL import Image
-from protocol import Protocol, Row
+from protocol import TASKS, Protocol, Row
 
+from examples import Example, load, picture, sound
 from serving_anygpt.demo import data_uri, show_picture
 from serving_anygpt.spectrogram import spectrogram_png
 
@@ -103,7 +102,7 @@ def section(systems: dict, model: str, protocol: str, data: Path | None) -> dict
                 if i in records[name]
             ]
             asked = [{"kind": "text", "label": "", "text": " | ".join(result_texts(result, i))}]
-            asked += given(known[i]) if i in known else []
+            asked += given(known[i], result["task"]) if i in known else []
             score = scored["items"].get(i) if scored else None
             items.append({"group": group, "id": i, "asked": asked, "answers": answers, "score": score and score[0]})
     return {"protocol": protocol, "items": items}
@@ -113,11 +112,13 @@ def result_texts(result: dict, item: str) -> list[str]:
     return next(record["texts"] for record in result["items"] if record["id"] == item)
 
 
-def given(example: Example) -> list[dict]:
+def given(example: Example, task: str) -> list[dict]:
     """What the model was shown, and the medium as it should come out."""
-    pairs = [("shown", example.given), ("in this voice", None if example.given else example.voice)]
-    pairs += [("reference", example.reference)]
-    return [show(medium, label) for label, medium in pairs if medium is not None]
+    source, target = TASKS[task]
+    media = [("shown", source, example.given), ("reference", target, example.reference)]
+    if example.given is None:
+        media.append(("in this voice", "speech", example.voice))
+    return [show(medium, kind, label) for label, kind, medium in media if medium is not None]
 
 
 def answer(record: dict, folder: Path) -> list[dict]:
@@ -128,13 +129,14 @@ def answer(record: dict, folder: Path) -> list[dict]:
     if record["text"] or record["medium"] is None:
         parts.append({"kind": "text", "label": "", "text": record["text"] or "(nothing)"})
     if record["medium"]:
-        parts.append(show(str(folder / record["medium"]), record["problem"] or ""))
+        kind = "image" if record["medium"].endswith(".png") else "sound"
+        parts.append(show(str(folder / record["medium"]), kind, record["problem"] or ""))
     judged = ", ".join(f"{key} {value}" for key, value in record["judged"].items())
     return [*parts, {"kind": "judged", "label": "", "text": judged}]
 
 
-def show(medium, label: str) -> dict:
-    if isinstance(medium, Image.Image) or str(medium).lower().endswith((".png", ".jpg", ".jpeg")):
+def show(medium, kind: str, label: str) -> dict:
+    if kind == "image":
         return show_picture(picture(medium)) | {"label": label}
     waveform, rate = sound(medium)
     buffer = io.BytesIO()

@@ -5,8 +5,9 @@
   python eval/report.py out/eval --floors docs/evaluation.md
   python eval/report.py results/base results/tuned --page compare.html      # N models side by side
 
-Takes folders that `run.py --out` wrote. The page needs nothing else: pictures, players and spectrograms are inside. With
---data it also shows what the models were shown. Models are compared with the first (or --against) by paired bootstrap.
+Takes folders that `run.py --out` wrote. The page needs nothing else: pictures, players and spectrograms are inside.
+With --data it also shows what the models were shown. Models are compared with the first (or --against) by paired
+bootstrap.
 """
 
 import argparse
@@ -16,18 +17,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
 import page  # noqa: E402
+import protocol  # noqa: E402
 import tables  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("results", nargs="*", type=Path)
     parser.add_argument("--against", metavar="NAME", help="the system that the others are compared with")
     parser.add_argument("--page", type=Path, metavar="HTML")
     parser.add_argument("--data", type=Path, help="as of run.py")
     parser.add_argument("--card", type=Path, metavar="MD", help="has a block `results`")
+    parser.add_argument("--protocols", type=Path, metavar="MD", help="has a block `protocols`: the paper's, in words")
     parser.add_argument("--floors", type=Path, metavar="MD", help="has a block `floors`")
     args = parser.parse_args(argv)
+    if args.protocols:
+        tables.write_block(args.protocols, "protocols", tables.protocol_table(protocol.choose("all", "paper")))
+        return
     systems = tables.load(args.results)
     model = args.against or next(iter(systems))
     if model not in systems:

@@ -1,8 +1,8 @@
 """Result files: per-item records appended as they come, then one JSON file with everything a number rests on.
 
-`R/SYSTEM/TASK.json` is the result. While a run is under way, `R/SYSTEM/TASK.KEY.RANK.jsonl` grows by one batch at a time;
-KEY stands for all that moves a number (protocol, model, data, seed, versions), so records of another run are never
-taken for this one's. Media lie in `R/SYSTEM/media/TASK/`.
+`R/SYSTEM/TASK.json` is the result. While a run is under way, `R/SYSTEM/TASK.KEY.RANK.jsonl` grows by one batch at a
+time; KEY stands for all that moves a number (protocol, model, data, seed, versions), so records of another run are
+never taken for this one's. Media lie in `R/SYSTEM/media/TASK/`.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ def read_records(folder: Path, task: str, key: str) -> dict[str, dict]:
 
 
 def save_medium(medium, stem: Path) -> str | None:
-    """Writes a sound (.flac, 16 bit) or picture (.png) by a temporary name; its path relative to the system's folder."""
+    """Writes a sound (.flac, 16 bit) or picture (.png) by a temporary name; its path below the system's folder."""
     if medium is None:
         return None
     stem.parent.mkdir(parents=True, exist_ok=True)

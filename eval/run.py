@@ -3,12 +3,12 @@
   python eval/run.py --task asr --model MODEL --data DATA --out RESULTS
   python eval/run.py --task all --protocols tiny --data data/speech --out out/eval \
       --model modeling_anygpt/pretrained/anygpt_tiny codec:modeling_anygpt/pretrained/anygpt_tiny original
-  accelerate launch --num_processes 8 eval/run.py --task text_to_image --model MODEL --data DATA --judges JUDGES --out RESULTS
+  accelerate launch --num_processes 8 eval/run.py --task tts --model MODEL --data DATA --judges JUDGES --out RESULTS
 
-A protocol (`eval/protocols/SET/TASK.yaml`, the paper's by default) says what is asked and how it is judged; DATA is the
-folder that holds the data sets' folders, JUDGES that of the learned judges. `--model` takes several systems, among them
-the codecs alone and deliberately broken models (`systems.py`). A run that was stopped goes on where it was, with any
-number of processes; the same seed gives the same numbers. `report.py` shows the results.
+A protocol (`eval/protocols/SET/TASK.yaml`, the paper's by default) says what is asked and how it is judged; DATA is
+the folder that holds the data sets' folders, JUDGES that of the learned judges. `--model` takes several systems, among
+them the codecs alone and deliberately broken models (`systems.py`). A run that was stopped goes on where it was, with
+any number of processes; the same seed gives the same numbers. `report.py` shows the results.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
-import examples  # noqa: E402
 import judges  # noqa: E402
 import protocol  # noqa: E402
 import results  # noqa: E402
@@ -28,6 +27,8 @@ import systems  # noqa: E402
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from tqdm import tqdm  # noqa: E402
+
+import examples  # noqa: E402
 
 BATCH = 32
 

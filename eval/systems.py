@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from examples import Example, picture, sound
 from PIL import Image
 from protocol import TASKS, Protocol
 
 import processing_anygpt  # noqa: F401  registers the classes
+from examples import Example, picture, sound
 from processing_anygpt import codec_io
 
 SILENCE = (np.zeros(16_000, np.float32), 16_000)  # a second, and its Hz
@@ -230,9 +230,11 @@ class Constant(System):
     def prepare(self, protocol: Protocol, examples: list[Example]) -> None:
         self.media = {}
         for example in examples:
-            target, medium = target_of(protocol, example), example.reference or example.given
+            target, medium = target_of(protocol, example), example.reference
+            if medium is None and target == TASKS[protocol.task][0]:  # a spoken answer: the question itself
+                medium = example.given
             if target != "text" and target not in self.media:
-                if self.silent or (target == "image") != is_picture(medium):
+                if self.silent or medium is None:
                     self.media[target] = nothing(target)
                 else:
                     self.media[target] = picture(medium) if target == "image" else sound(medium)
@@ -258,10 +260,6 @@ def load(text: str, device: torch.device, dtype: str = "auto") -> Any:
     if what.startswith("broken:"):
         raise ValueError(f"Unknown system {what!r}. Known: broken:shuffled:FOLDER, broken:constant, broken:silence.")
     return Model(name or Path(what).resolve().name, what, device, dtype)
-
-
-def is_picture(medium: Any) -> bool:
-    return not isinstance(medium, tuple) and not str(medium).endswith((".wav", ".flac", ".mp3", ".ogg"))
 
 
 def shuffle(codes: list[np.ndarray], seed: int) -> list[np.ndarray]:

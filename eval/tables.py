@@ -1,4 +1,4 @@
-"""Result files -> tables: one line a row of the protocols, one column a system; markdown for model cards and documents."""
+"""Result files -> tables: one line a row of the protocols, one column a system; markdown for cards and documents."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
-from protocol import SYSTEM_KINDS, TASKS
+from protocol import SYSTEM_KINDS, TASKS, Protocol
 
 from processing_anygpt.judging.scores import compare
 
@@ -128,6 +128,12 @@ def floor_table(systems: dict, model: str) -> str:
         ]
         text += f"| {' | '.join([*cells, '' if row['floor'] is None else str(row['floor'])])} |\n"
     return text
+
+
+def protocol_table(protocols: list[Protocol]) -> str:
+    """What is known of the original protocols, and what was chosen."""
+    rows = [f"| {p.task} | {p.known} | {p.unknown} | {p.choice} |\n" for p in protocols]
+    return "| task | known | unknown | our choice |\n|---|---|---|---|\n" + "".join(rows)
 
 
 def at_floor(row: dict | None) -> bool:

@@ -1,0 +1,63 @@
+"""eval/harness.py: a log-likelihood task on local data, before and after growing a backbone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from backbones import make_backbone, make_like
+
+from serving_anygpt.grow import init
+
+EVAL = Path(__file__).parent.parent / "eval"
+QUESTIONS = [
+    ("the dog wants the", ["tree", "tomorrow"], 0),
+    ("a big red", ["circle", "happy"], 0),
+    ("the cat finds <sosp> a pink", ["on", "boat"], 1),
+]
+TASK = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch) -> Path:
+    """Folder with a task file on local data."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [str(EVAL), *sys.path])
+    rows = [{"question": q, "choices": c, "answer": a} for q, c, a in QUESTIONS]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "local.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow  # the harness alone takes ten seconds to import
+def test_a_grown_backbone_keeps_its_text(task, tmp_path):
+    pytest.importorskip("lm_eval")
+    import harness
+    from lm_eval.api.instance import Instance
+
+    make_backbone(tmp_path / "plain", "qwen3")
+    init(str(tmp_path / "plain"), str(tmp_path / "grown"), like=str(make_like(tmp_path / "like")), quiet=True)
+    likelihoods, accuracies = {}, {}
+    for name, folder, text_only in (("plain", "plain", False), ("grown", "grown", False), ("text", "grown", True)):
+        lm = harness.AnyGPTLM(str(tmp_path / folder), text_only)
+        pairs = [("the dog wants the", " tree"), ("a big red", " circle")]
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        likelihoods[name] = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
+        accuracies[name] = harness.evaluate(lm, ["local_choice"], str(task))["local_choice"]["acc,none"]
+        if name != "plain":
+            assert lm.media.isdisjoint(lm.tok_encode("the cat <sosp> [Human] finds"))
+    assert likelihoods["text"] == pytest.approx(likelihoods["plain"], abs=1e-4)
+    assert accuracies["text"] == accuracies["plain"]
+    assert all(
+        g < p for g, p in zip(likelihoods["grown"], likelihoods["plain"], strict=True)
+    )  # codes take their share
