@@ -157,6 +157,21 @@ def test_settings_of_a_base_model(pristine, tmp_path):
     assert instructions["text", "speech"][0].endswith("This is input: {text}")
 
 
+def test_codecs_by_hub_id_are_written_down_not_fetched(release, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(convert.Workshop, "make", lambda workshop, part, quiet: made.append(part.name))
+    names = {"encodec": "facebook/encodec_32khz", "unclip": "stabilityai/stable-diffusion-2-1-unclip"}
+    for name in names:
+        shutil.rmtree(release / name)
+    assert run(release, *(word for name, hub_id in names.items() for word in (f"--{name}", hub_id))) == 0
+    assert "music_codec" not in made and "unclip" not in made and len(made) == 6
+    rows = {row["name"]: row for row in json.loads((release / "out/processor_config.json").read_text())["modalities"]}
+    assert (rows["music"]["codec"], rows["image"]["decoder"]) == tuple(names.values())
+    assert (rows["image"]["codec"], rows["speech"]["decoder"]) == ("image_codec", "soundstorm")
+    assert AnyGPTConfig.from_pretrained(release / "out").modality("music").codec == names["encodec"]
+    assert "facebook/encodec_32khz from the hub when first used" in capsys.readouterr().out
+
+
 def test_ids_are_those_of_the_file(release):
     """Another order of the added tokens than the released scripts': a checkpoint's own file wins."""
     names = list(json.loads((release / "llm/added_tokens.json").read_text()))
