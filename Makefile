@@ -31,8 +31,8 @@ format: $(VENV)/.dev
 # out/eval.html. Needs the programs that speak and the sound font (CONTRIBUTING.md). A run that was stopped goes on.
 TINY := modeling_anygpt/pretrained/anygpt_tiny
 EVAL_PROCESSES ?= 2
-EVAL := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --cpu --num_processes $(EVAL_PROCESSES) --num_machines 1 \
-	--mixed_precision no --dynamo_backend no eval/run.py --cpu --task all --protocols tiny --data data/speech
+EVAL := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(EVAL_PROCESSES) eval/run.py --cpu --task all --protocols tiny \
+	--data data/speech
 eval: eval-deps data/speech/codes_heldout.npz data/speech/TimGM6mb.sf2
 	$(EVAL) --out out/eval --model $(TINY) codec:$(TINY) original
 	$(BIN)/python eval/report.py out/eval --card model_card.md --page out/eval.html --data data/speech

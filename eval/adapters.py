@@ -6,8 +6,8 @@ Each function names the file that is missing or wrong, in one line. Nothing is d
 layouts are those of the archives that the data sets are published in.
 """
 
-import csv
 import json
+from csv import DictReader
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def coco(root: str | Path, split: str = "test") -> list[Item]:
 MUSICCAPS_COLUMNS = ("ytid", "start_s", "end_s", "caption")
 
 
-def musiccaps(table: str | Path, audio: str | Path, allow_missing: bool = False) -> list[Item]:
+def musiccaps(csv: str | Path, audio: str | Path, allow_missing: bool = False) -> list[Item]:
     """MusicCaps (Agostinelli et al. 2023): `musiccaps-public.csv`, and a folder of clips that the user has cut.
 
     Clips are called `YTID.wav` or `[YTID]-[START-END].wav` (or .flac, .mp3, .ogg), as the usual scripts write them;
@@ -126,10 +126,10 @@ def musiccaps(table: str | Path, audio: str | Path, allow_missing: bool = False)
     Args:
         allow_missing: leave out clips that are not there. Many videos are gone: report how many items were judged.
     """
-    table, audio = _file(Path(table), "MusicCaps"), _folder(Path(audio), "MusicCaps")
+    table, audio = _file(Path(csv), "MusicCaps"), _folder(Path(audio), "MusicCaps")
     clips = {path.stem: path for path in sorted(audio.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES}
     with open(table, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = DictReader(file)
         absent = [name for name in MUSICCAPS_COLUMNS if name not in (reader.fieldnames or ())]
         if absent:
             raise ValueError(f"MusicCaps: {table} has no column {', '.join(absent)}; give musiccaps-public.csv.")

@@ -22,7 +22,6 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-import librosa
 import numpy as np
 import soundfile
 
@@ -83,6 +82,8 @@ def note_f1(reference: list[Note], estimate: list[Note], tolerance: float = 0.05
 
 def tempo(audio: np.ndarray, sampling_rate: int) -> str | None:
     """Tempo word nearest (in ratio) to the median time between onsets; None with fewer than two onsets."""
+    import librosa
+
     onsets = librosa.onset.onset_detect(y=audio, sr=sampling_rate, hop_length=256, units="time")
     if len(onsets) < 2:
         return None
@@ -129,6 +130,8 @@ class InstrumentJudge:
     @staticmethod
     def features(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
         """[26]: means and deviations of 13 MFCC; the first one, loudness, has no mean."""
+        import librosa
+
         mfcc = librosa.feature.mfcc(y=audio, sr=sampling_rate, n_mfcc=13, hop_length=256)
         mean = mfcc.mean(1)
         mean[0] = 0

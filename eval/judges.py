@@ -1,8 +1,8 @@
 """Judges: what of an answer is right, heard, similar or pleasant, item by item.
 
 `build(spec, ...)` makes a judge of a protocol's `judges` entry: a function of examples and their outputs that gives a
-dict of fields each. Keys of every entry: "judge" (a name below), "group" (only these examples), "every" (only each
-N-th example), "revision" (what was used when the protocol was written), and the judge's own.
+dict of fields each. Keys of every entry: "judge" (a name below), "systems" (only these kinds), "group" (only these
+examples), "every" (only each N-th example), "revision" (what was used when the protocol was written), and its own.
 
 | judge | fields | its own keys |
 |---|---|---|
@@ -13,7 +13,8 @@ N-th example), "revision" (what was used when the protocol was written), and the
 | dnsmos | quality | |
 | clip_score, clip_i, clap_score | of the same name | checkpoint |
 | scene_words, scene_pixels | right | |
-| tune_words, tune_sound | tempo, mode, instrument, contour, right; of sound with a reference: note_f1 | |
+| tune_words, tune_sound | tempo, mode, instrument, contour, right | |
+| tune_notes | note_f1 | |
 | well_formed | malformed | |
 
 Right and wrong are 1.0 and 0.0. A checkpoint is a folder below the folder of judges.
@@ -51,7 +52,7 @@ def build(spec: dict, data: Path, checkpoints: Path | None, model=None, device: 
     Raises:
         ValueError: unknown judge, or its checkpoint is not there.
     """
-    own = {k: v for k, v in spec.items() if k not in ("judge", "group", "every", "revision")}
+    own = {k: v for k, v in spec.items() if k not in ("judge", "systems", "group", "every", "revision")}
     if "checkpoint" in own and own["checkpoint"] != "resemblyzer":
         own["checkpoint"] = checkpoint(own["checkpoint"], checkpoints, spec.get("revision"))
         own["device"] = device
@@ -67,6 +68,7 @@ def build(spec: dict, data: Path, checkpoints: Path | None, model=None, device: 
         "scene_words": lambda: scene_words,
         "scene_pixels": lambda: scene_pixels,
         "tune_words": lambda: tune_words,
+        "tune_notes": lambda: tune_notes,
         "tune_sound": lambda: tune_sound(data),
         "well_formed": lambda: well_formed(model),
     }
@@ -228,14 +230,19 @@ def tune_sound(data: Path) -> Judge:
         results = []
         for example, output in zip(examples, outputs, strict=True):
             heard = judge_music.judge(*output.medium, instrument)
-            result = compared(heard, language.parse_tune(example.texts[0]), REQUESTED)
-            if example.reference is not None:
-                original = judge_music.notes(*sound(example.reference))
-                result["note_f1"] = judge_music.note_f1(original, heard["notes"])
-            results.append(result)
+            results.append(compared(heard, language.parse_tune(example.texts[0]), REQUESTED))
         return results
 
     return judge
+
+
+def tune_notes(examples, outputs):
+    """How many notes of the reference are there, against basic-pitch's reading of both."""
+    results = []
+    for example, output in zip(examples, outputs, strict=True):
+        original, heard = (judge_music.notes(*sound(medium)) for medium in (example.reference, output.medium))
+        results.append({"note_f1": judge_music.note_f1(original, heard)})
+    return results
 
 
 @functools.cache

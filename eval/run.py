@@ -16,6 +16,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
@@ -31,6 +32,7 @@ from tqdm import tqdm  # noqa: E402
 import examples  # noqa: E402
 
 BATCH = 32
+LONGEST_WAIT = timedelta(days=1)  # of processes for the slowest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
         for spec in [*each.judges, *(row.options for row in each.rows)]:
             if spec.get("checkpoint", "resemblyzer") != "resemblyzer":
                 judges.checkpoint(spec["checkpoint"], args.judges, spec.get("revision"))
-    state = PartialState(cpu=args.cpu or not torch.cuda.is_available())
+    state = PartialState(cpu=args.cpu or not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     for words in args.model:
         system = systems.load(words, state.device, args.dtype)
         about = {"name": system.name, "kind": system.kind} | system.describe()
@@ -119,7 +121,8 @@ def work(system, wanted: protocol.Protocol, every: list, todo: list, args, path:
     place = {example.id: index for index, example in enumerate(every)}
     model = getattr(system, "model", None)
     data = args.data / wanted.data.get("folder", ".")
-    panel = [(spec, judges.build(spec, data, args.judges, model, str(state.device))) for spec in wanted.judges]
+    asked = [spec for spec in wanted.judges if system.kind in spec.get("systems", protocol.SYSTEM_KINDS)]
+    panel = [(spec, judges.build(spec, data, args.judges, model, str(state.device))) for spec in asked]
     total = sum(map(len, todo))
     bar = tqdm(total=total, desc=f"{system.name} {wanted.name}", unit=" items", disable=not state.is_main_process)
     for batch in todo:
@@ -127,13 +130,13 @@ def work(system, wanted: protocol.Protocol, every: list, todo: list, args, path:
         outputs = system.answer(wanted, batch, seed)
         judged: list[dict] = [{} for _ in batch]
         for spec, judge in panel:
-            asked = [
+            chosen = [
                 i for i, example in enumerate(batch)
                 if spec.get("group") in (None, example.group) and place[example.id] % spec.get("every", 1) == 0
             ]  # fmt: skip
-            if asked:
-                found = judge([batch[i] for i in asked], [outputs[i] for i in asked])
-                for i, fields in zip(asked, found, strict=True):
+            if chosen:
+                found = judge([batch[i] for i in chosen], [outputs[i] for i in chosen])
+                for i, fields in zip(chosen, found, strict=True):
                     judged[i] |= {k: round(v, 6) if isinstance(v, float) else v for k, v in fields.items()}
         records = []
         for example, output, fields in zip(batch, outputs, judged, strict=True):

@@ -60,4 +60,4 @@ def test_a_grown_backbone_keeps_its_text(task, tmp_path):
     assert accuracies["text"] == accuracies["plain"]
     assert all(
         g < p for g, p in zip(likelihoods["grown"], likelihoods["plain"], strict=True)
-    )  # codes take their share
+    )

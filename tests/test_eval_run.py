@@ -1,0 +1,263 @@
+"""eval/run.py and eval/report.py in miniature: held-out scenes, the embedded checkpoint, cheap judges."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+EVAL = Path(__file__).parent.parent / "eval"
+sys.path.insert(0, str(EVAL))  # siblings of the scripts import each other by name
+
+import protocol  # noqa: E402
+import report  # noqa: E402
+import results  # noqa: E402
+import run  # noqa: E402
+import systems  # noqa: E402
+import tables  # noqa: E402
+
+ALL = sorted(protocol.FOLDER.glob("*/*.yaml"))
+COUNT = 3  # scenes
+
+
+@pytest.fixture(scope="module")
+def protocols(tmp_path_factory) -> Path:
+    """The tiny world's protocols of pictures, with few items."""
+    folder = tmp_path_factory.mktemp("mini")
+    for task in ("image_captioning", "text_to_image"):
+        content = yaml.safe_load((protocol.FOLDER / "tiny" / f"{task}.yaml").read_text())
+        content["data"]["options"]["count"] = COUNT
+        content["decoding"] |= {"batch": 2, "max_new_tokens": 80}
+        (folder / f"{task}.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def evaluate(protocols: Path, out: Path, *models: str, more: tuple = ()) -> dict:
+    """Runs all of `protocols`; the result files as `tables.load` gives them."""
+    words = ["--task", "all", "--protocols", str(protocols), "--data", str(out), "--out", str(out), "--cpu"]
+    run.main([*words, *more, "--model", *models])
+    return tables.load([out])
+
+
+@pytest.fixture(scope="module")
+def evaluated(protocols, tmp_path_factory, request):
+    """Folder and results of the model, its codec, the originals and the broken models."""
+    checkpoint = request.config.getoption("--checkpoint")
+    out = tmp_path_factory.mktemp("out")
+    broken = ("shuffled=broken:shuffled:" + checkpoint, "broken:constant", "broken:silence")
+    return out, evaluate(protocols, out, f"tiny={checkpoint}", f"codec:{checkpoint}", "original", *broken)
+
+
+def numbers(found: dict) -> dict:
+    """What must not depend on when and how a run was made."""
+    return {
+        (system, name): (result["rows"], result["items"], result["key"])
+        for system, by_protocol in found.items()
+        for name, result in by_protocol.items()
+    }
+
+
+# ---------------------------------------------------------------- protocols
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_protocols_say_what_is_measured(path):
+    content = protocol.read(path)
+    assert content.name == f"{path.parent.name}/{path.stem}" and content.rows and content.data["version"]
+    if path.parent.name == "paper":
+        assert content.known and content.unknown and content.choice
+    for block in content.prompt:
+        assert isinstance(block, str) or {"given", "voice"} & set(block.values())
+
+
+def test_the_hash_is_of_the_content_not_of_the_layout(tmp_path):
+    text = ALL[0].read_text()
+    first, second, third = (tmp_path / name / ALL[0].name for name in "abc")
+    for path, content in (
+        (first, text),
+        (second, f"# a comment\n{text}"),
+        (third, text.replace("max_new_tokens", "min_new_tokens")),
+    ):
+        path.parent.mkdir()
+        path.write_text(content)
+    hashes = [protocol.read(path).hash for path in (first, second, third)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"promt": []}, "unknown keys.*promt"),
+        ({"task": "asl"}, "unknown task 'asl'. Known: asr"),
+        ({"rows": [{"name": "x"}]}, "row 1.*metric"),
+    ],
+)
+def test_a_wrong_protocol_is_refused(change, message, tmp_path):
+    content = yaml.safe_load((protocol.FOLDER / "tiny" / "asr.yaml").read_text()) | change
+    (tmp_path / "asr.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message):
+        protocol.read(tmp_path / "asr.yaml")
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_result_files_hold_what_a_number_rests_on(evaluated, checkpoint):
+    out, found = evaluated
+    result = next(iter(found["tiny"].values()))
+    assert len(result["system"]["fingerprint"]) == 64 and result["system"]["parameters"] > 1e6
+    assert len(result["protocol"]["hash"]) == 64 and result["protocol"]["file"]["task"] == result["task"]
+    assert {"torch", "transformers", "evaluation code"} <= set(result["versions"]) and result["seed"] == 0
+    assert [len(r["items"]) for by in found.values() for r in by.values()] == [COUNT] * sum(map(len, found.values()))
+    for by_protocol in found.values():
+        for each in by_protocol.values():
+            for item in each["items"]:
+                assert item["texts"] and (item["medium"] is None or (each["folder"] / item["medium"]).is_file())
+            for row in each["rows"]:
+                assert row["low"] <= row["value"] <= row["high"] and len(row["items"]) == row["count"] == COUNT
+
+
+def test_originals_are_right_and_broken_models_at_the_floor(evaluated):
+    _, found = evaluated
+    (drawn,) = found["original"].values()  # captions have no original to be right
+    assert drawn["task"] == "text_to_image" and drawn["rows"][0]["value"] == 1.0
+    for name in tables.of_kind(found, "broken"):
+        assert len(found[name]) == 2
+        for result in found[name].values():
+            assert all(tables.at_floor(row) for row in result["rows"]), (name, result["rows"])
+
+
+def test_the_same_seed_gives_the_same_numbers_also_after_a_kill(
+    evaluated, protocols, checkpoint, tmp_path, monkeypatch
+):
+    _, found = evaluated
+    whole = {name: numbers(found)[name] for name in numbers(found) if name[0] == "tiny"}
+    asked = []
+    answer = systems.Model.answer
+
+    def dying(self, wanted, batch, seed):
+        asked.append([example.id for example in batch])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(self, wanted, batch, seed)
+
+    monkeypatch.setattr(systems.Model, "answer", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(protocols, tmp_path, f"tiny={checkpoint}")
+    (part,) = (tmp_path / "tiny").glob("*.jsonl")
+    with part.open("a") as file:  # killed in the middle of a line
+        file.write('{"id": "scene_2", "tex')
+    again = evaluate(protocols, tmp_path, f"tiny={checkpoint}")
+    assert asked[0] not in asked[1:]  # what was done is not done again
+    assert numbers(again) == whole
+
+
+def test_records_of_several_processes_and_of_other_runs(tmp_path):
+    for rank, ids in enumerate((["a", "c"], ["b"])):
+        results.append(tmp_path / f"task.key.{rank}.jsonl", [{"id": i} for i in ids])
+    results.append(tmp_path / "task.other.0.jsonl", [{"id": "x"}])
+    assert sorted(results.read_records(tmp_path, "task", "key")) == ["a", "b", "c"]
+    header = {"seed": 0, "hash": "a"}
+    assert (
+        results.key_of(header)
+        == results.key_of(dict(reversed(header.items())))
+        != results.key_of(header | {"seed": 1})
+    )
+
+
+def test_another_seed_is_another_run(evaluated, protocols, checkpoint):
+    out, found = evaluated
+    evaluate(protocols, out, f"tiny={checkpoint}", more=("--seed", "1", "--limit", "1"))
+    name, result = next(iter(tables.load([out])["tiny"].items()))
+    assert result["seed"] == 1 and result["deviations"] == ["1 examples of each group only"]
+    assert result["key"] != found["tiny"][name]["key"]
+    evaluate(protocols, out, f"tiny={checkpoint}")  # the first run's records are still there
+    assert numbers({"tiny": tables.load([out])["tiny"]}) == {k: v for k, v in numbers(found).items() if k[0] == "tiny"}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--task asr --protocols nowhere --model original", "No set of protocols 'nowhere'. There are: paper, tiny"),
+        ("--task tts --model original", "No judge openai/whisper-medium in JUDGES: hf download openai/whisper-medium"),
+        ("--task text_to_image --protocols tiny --model nofolder", "nofolder is no checkpoint folder"),
+        (
+            "--task text_to_image --protocols tiny --model broken:heart",
+            "Unknown system 'broken:heart'. Known: ",
+        ),
+        (
+            "--task asr --protocols tiny --model broken:silence",
+            "No file .*codes_heldout.npz: train/make",
+        ),
+        ("--task text_to_music --protocols tiny --model broken:silence", "No sound font .*: ln -s"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run.main([*words.split(), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--cpu"])
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- reports
+
+
+def test_the_page_needs_nothing_else(evaluated, tmp_path):
+    out, _ = evaluated
+    report.main([str(out), "--page", str(tmp_path / "page.html"), "--data", str(tmp_path)])
+    page = (tmp_path / "page.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert page.count("data:image/png") > 2 * COUNT and "text-to-image, every attribute right" in page
+    assert "shuffled" in page and "worst by" not in page  # three items: none but the first
+
+
+def test_a_card_gets_its_table_and_model_index(evaluated, tmp_path):
+    out, found = evaluated
+    card = tmp_path / "card.md"
+    card.write_text("---\nlicense: mit\n---\nabove\n<!-- results: begin, by -->\nold\n<!-- results: end -->\nbelow\n")
+    report.main([str(out), "--card", str(card)])
+    first = card.read_text()
+    report.main([str(out), "--card", str(card)])
+    assert card.read_text() == first and "old" not in first and "above" in first and "below" in first
+    loaded = ModelCard.load(card)
+    values = {result.metric_name: result.metric_value for result in loaded.data.eval_results}
+    row = next(row for r in found["tiny"].values() for row in r["rows"] if r["task"] == "text_to_image")
+    assert values["text-to-image, every attribute right (pixels)"] == row["value"] and loaded.data.license == "mit"
+    assert ">= 0.90, " in first
+    card.write_text("no block")
+    with pytest.raises(ValueError, match="has no lines <!-- results: begin"):
+        report.main([str(out), "--card", str(card)])
+
+
+def test_floors_are_shown_and_what_is_above_them_marked():
+    row = {"name": "r", "judge": "j", "floor": 0.1, "better": "higher", "bar": None}
+    result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": [{"name": "r"}]}}}
+
+    def system(kind, value):
+        scores = {"value": value, "low": value - 0.05, "high": value + 0.05, "count": 9}
+        return {"p": result | {"system": {"kind": kind}, "rows": [row | scores]}}
+
+    text = tables.floor_table(
+        {"m": system("model", 0.9), "x": system("broken", 0.12), "y": system("broken", 0.3)}, "m"
+    )
+    assert "| r | j | 0.900 | 0.120 | 0.300 (!) | 0.1 |" in text
+
+
+@pytest.mark.parametrize("better, verdict", [("higher", "better"), ("lower", "worse")])
+def test_differences_are_paired_and_marked(better, verdict):
+    def row(items):
+        return {"items": {str(i): [value, 1] for i, value in enumerate(items)}}
+
+    base = [0.1 * i for i in range(30)]  # far apart: unpaired, a shift of 0.1 would drown
+    assert tables.difference(row([x + 0.1 for x in base]), row(base), better)["verdict"] == verdict
+    assert tables.difference(row(base), row(base), better)["verdict"] == ""
+    assert tables.difference({}, row(base), better) is None
+
+
+def test_bars_may_depend_on_the_codec():
+    line = {"row": {"bar": {"least_of_codec": 0.9}, "better": "higher"}, "cells": {"c": {"value": 0.8}}}
+    assert tables.bar_of(line, "c") == (">= 0.72", pytest.approx(0.72))
+    assert tables.bar_of(line, None) == ("", None)
+    line["row"] = {"bar": {"most_above_codec": 0.1}, "better": "lower"}
+    assert tables.bar_of(line, "c") == ("<= 0.90", pytest.approx(0.9))
