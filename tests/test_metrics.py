@@ -179,7 +179,8 @@ def test_clip_scores_equal_torchmetrics(judges, tmp_path):
         picture.save(path)
     result = load("clip_i").compute(predictions=paths[:3], references=paths[1:], **options)
     assert 100 * np.array(result["items"]) == pytest.approx(stored["next_image"], abs=1e-3)
-    same = load("clip_i").compute(predictions=pictures, references=pictures, **options)
+    files = [Path(path).read_bytes() for path in paths]
+    same = load("clip_i").compute(predictions=pictures, references=files, **options)
     assert same["items"] == pytest.approx([1] * 4, abs=1e-6) and same["clip_i"] > result["clip_i"]
 
 

@@ -172,12 +172,12 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _model(auto_class: str, checkpoint: str, device: str) -> Any:
     return _load(auto_class, checkpoint).eval().to(device)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _processor(auto_class: str, checkpoint: str) -> Any:
     return _load(auto_class, checkpoint)
 
