@@ -109,9 +109,6 @@ def build_parser() -> Parser:
         choices=("float32", "float16", "bfloat16"),
         help="of the language model (default: as stored, float32 in the released one)",
     )
-    convert.add_argument(
-        "--ignore", action="append", default=[], metavar="NAME", help="a tensor of --seed to leave out, or a pattern"
-    )
     convert.add_argument("out", metavar="OUT", help="the new model folder; an interrupted conversion is resumed")
 
     export = commands.add_parser("export", help="the language model as its backbone's own architecture")
@@ -162,7 +159,6 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.out,
             arguments.chat,
             arguments.prompts,
-            arguments.ignore,
             arguments.dtype,
         )
         print(convert(*files, *others))

@@ -8,7 +8,6 @@ up where it stopped: a part that is there, made of the same files, is not made a
 import json
 import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +53,6 @@ def convert(
     out: str,
     chat: bool = False,
     prompts: str | None = None,
-    ignored: Sequence[str] = (),
     dtype: str | None = None,
     quiet: bool = False,
 ) -> str:
@@ -67,7 +65,6 @@ def convert(
         encodec, unclip: a folder, which is copied, or a hub id, which is written down and fetched when first used.
         chat: refuse a checkpoint without the markers of chat models. They tell the two kinds apart in any case.
         prompts: JSON file with the system prompt and instruction sentences to use in the place of this package's own.
-        ignored: patterns of further names in `seed_file` that are known to be of no use (`seed2.UNUSED` has the rest).
         dtype: of the language model, "float32", "float16" or "bfloat16"; None: as stored.
         quiet: no progress on standard error.
 
@@ -83,7 +80,7 @@ def convert(
     with step("checking the files", quiet):
         wording = read_prompts(prompts) if prompts else {}
         parts = [] if is_hub_id(unclip) else [painter_part(unclip)]
-        parts += [*speech_parts(speech_folder, soundstorm_file), image_part(seed_file, eva_file, ignored)]
+        parts += [*speech_parts(speech_folder, soundstorm_file), image_part(seed_file, eva_file)]
         official = llm.read_official(llm_folder, dtype=dtype and getattr(torch, dtype))
         if chat and not official.chat:
             raise ValueError(
@@ -171,13 +168,13 @@ def speech_parts(folder: str, soundstorm_file: str) -> list[Part]:
     ]
 
 
-def image_part(seed_file: str, eva_file: str, ignored: Sequence[str]) -> Part:
-    config, tensors = seed2.read_official(seed_file, eva_file, ignored=ignored)
+def image_part(seed_file: str, eva_file: str) -> Part:
+    config, tensors = seed2.read_official(seed_file, eva_file)
     check_codec("image", seed_file, codebook_size=config.codebook_size, codes_per_item=config.num_query_tokens)
     return Part(
         "image_codec",
         [Path(seed_file), Path(eva_file)],
-        lambda path: save_codec(seed2.load_official(seed_file, eva_file, ignored=ignored), path),
+        lambda path: save_codec(seed2.load_official(seed_file, eva_file), path),
         total_bytes(tensors),
     )
 

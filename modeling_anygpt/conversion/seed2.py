@@ -6,7 +6,7 @@ may be float16 or float32.
 
 import math
 import re
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -113,15 +113,12 @@ def official_tensors(config: Seed2TokenizerConfig) -> dict[str, Target]:
     return targets
 
 
-def is_unused(name: str, config: Seed2TokenizerConfig, ignored: Sequence[str] = ()) -> bool:
-    """Whether an official tensor that `official_tensors` does not name is known to be of no use for inference.
-
-    `ignored` are more patterns besides `UNUSED`.
-    """
+def is_unused(name: str, config: Seed2TokenizerConfig) -> bool:
+    """Whether an official tensor that `official_tensors` does not name is known to be of no use for inference."""
     block = re.match(r"visual_encoder\.blocks\.(\d+)\.", name)  # SEED takes 39 of EVA's 40
     if block and int(block[1]) >= config.vision_config.num_hidden_layers:
         return True
-    return any(fnmatchcase(name, pattern) for pattern in (*UNUSED, *ignored))
+    return any(fnmatchcase(name, pattern) for pattern in UNUSED)
 
 
 def infer_config(tensors: dict[str, torch.Tensor], what: str) -> Seed2TokenizerConfig:
@@ -164,7 +161,6 @@ def read_official(
     seed_quantizer: str | Path,
     eva_vit_g: str | Path,
     config: Seed2TokenizerConfig | None = None,
-    ignored: Sequence[str] = (),
 ) -> tuple[Seed2TokenizerConfig, dict[str, torch.Tensor]]:
     """Configuration, and the tensors that `official_tensors` names, memory-mapped.
 
@@ -178,13 +174,15 @@ def read_official(
         targets = official_tensors(config)
     except (ArithmeticError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{what} is not SEED-2: no model has such shapes ({error}).") from error
-    tensors = {n: tensor for n, tensor in tensors.items() if n in targets or not is_unused(n, config, ignored)}
+    tensors = {n: tensor for n, tensor in tensors.items() if n in targets or not is_unused(n, config)}
     unknown = sorted(tensors.keys() - targets.keys())
     if unknown and targets.keys() <= tensors.keys():
-        raise ValueError(
-            f"{seed_quantizer} and {eva_vit_g} hold all of SEED-2 and {len(unknown)} tensors that nobody named to us: "
-            f"{', '.join(unknown)}. If you know them to be unused, pass their names as `ignored` (--ignore)."
+        warnings.warn(
+            f"{seed_quantizer} and {eva_vit_g} hold all of SEED-2, and {len(unknown)} tensors nobody named to us. "
+            f"They are left out: {', '.join(unknown)}.",
+            stacklevel=2,
         )
+        tensors = {name: tensors[name] for name in targets}
     check_tensors(tensors, {name: target.shape for name, target in targets.items()}, f"{what} is not this SEED-2")
     return config, tensors
 
@@ -193,7 +191,6 @@ def load_official(
     seed_quantizer: str | Path,
     eva_vit_g: str | Path,
     config: Seed2TokenizerConfig | None = None,
-    ignored: Sequence[str] = (),
 ) -> Seed2TokenizerModel:
     """Reads the official files.
 
@@ -201,15 +198,17 @@ def load_official(
         seed_quantizer: SEED-2's `seed_quantizer.pt`.
         eva_vit_g: LAVIS' `eva_vit_g.pth`.
         config: of the model in them; None: inferred from the shapes, with the released numbers of heads.
-        ignored: patterns (`"name.*"`) of official names to leave out besides those known as unused.
 
     Returns:
         The model in float32 and eval mode. Peak memory: its own, as the files are memory-mapped.
 
     Raises:
-        ValueError: a file can't be read; a tensor is missing, unknown or of another shape.
+        ValueError: a file can't be read; a tensor is missing or of another shape.
+
+    Tensors that neither the model needs nor `UNUSED` names are left out with a warning that lists them: the released
+    file holds such, whose names could not be learned, and nothing can be taken for another where all is there.
     """
-    config, tensors = read_official(seed_quantizer, eva_vit_g, config, ignored)
+    config, tensors = read_official(seed_quantizer, eva_vit_g, config)
     with torch.device("meta"):
         model = Seed2TokenizerModel(config)
     state = {}
