@@ -32,7 +32,7 @@ def small_checkpoint(folder: Path, tied: bool = False, **sizes) -> Path:
 
 
 def random_row(config: AnyGPTConfig, modality: str, codes: int, rng: np.random.Generator) -> tuple[list, list]:
-    """Some text (not learned), an item of `codes` codes, `<eos>`: ids and labels. The codes count on from a small one."""
+    """Some text (not learned), an item of `codes` codes, `<eos>`: ids and labels. The codes count up."""
     spec = config.modality(modality)
     start = rng.integers(4)
     item = [spec.first_code_id + int(start + i) % spec.num_codes for i in range(codes)]

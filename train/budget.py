@@ -15,11 +15,11 @@ PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e
 def activation_bytes(text_config, tokens: int, computing: torch.dtype) -> int:
     """Bytes that the backbone's layers keep for the backward pass, without checkpointing: at most, within a factor 2.
 
-    48 h + 10 f bytes a token and layer in bfloat16, twice that in float32. Counted on saved tensors of Llama and Qwen3
+    52 h + 10 f bytes a token and layer in bfloat16, twice that in float32. Counted on saved tensors of Llama and Qwen3
     layers with sdpa (bfloat16: 24 h + 8 f and 36 h + 8 f; with LoRA 40 h + 10 f and 48 h + 10 f).
     """
     h, f = text_config.hidden_size, text_config.intermediate_size
-    each = (48 * h + 10 * f) * (1 if computing is torch.bfloat16 else 2)
+    each = (52 * h + 10 * f) * (1 if computing is torch.bfloat16 else 2)
     return each * text_config.num_hidden_layers * tokens
 
 

@@ -1,0 +1,292 @@
+"""Speed and memory of training, ours beside a plain transformers Trainer (+ PEFT) loop; what packing wastes and leaks.
+
+  python benchmarks/training.py                          everything below, on one GPU of 80 GB: some minutes
+  python benchmarks/training.py lora --size 7b           LoRA r16 on all linear layers, packs of 4,096 ids, bfloat16
+  python benchmarks/training.py full --size 1b           all weights, float32 with bfloat16 autocast
+  python benchmarks/training.py packing                  waste and leak; a CPU is enough
+  python benchmarks/training.py lora --size toy          a try of the program itself on a CPU
+
+Every measurement is its own process, on random weights and on random rows with the lengths of the paper's sources; all
+ids are learned. Ours is train/sft.py's own build with the recipe of that size. The plain loop is what tutorials give:
+rows cut together into sequences of one length without masks, two of them a batch, sdpa, checkpointing on.
+
+  tokens/s    ids that are no padding / seconds, after the warm-up steps
+  memory_gb   torch.cuda.max_memory_allocated, 1e9 bytes
+  mfu         FLOPs of an id (train/budget.py: flops_per_token, no recomputation) x tokens/s / the GPU's bfloat16 peak
+  waste       positions of a sequence that hold no id / all positions
+  rows_cut    rows that are in two sequences / all rows
+  leak        largest change of a row's logits when the row before it is replaced (float32, tiny model)
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
+import budget
+import sft
+from peft import LoraConfig, get_peft_model
+
+from modeling_anygpt import AnyGPTConfig
+from processing_anygpt import AnyGPTProcessor
+from processing_anygpt.packing import PackPlan
+from processing_anygpt.rows import finish, make_row, shard_name, vocabulary_fingerprint, write_shard
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "modeling_anygpt" / "pretrained" / "anygpt_tiny"
+VOCABULARY = 49_420  # rows of the released chat model
+# hidden, intermediate, layers, heads, key-value heads; LLaMA-2 7B and TinyLlama 1.1B
+SIZES = {"7b": (4096, 11008, 32, 32, 32), "1b": (2048, 5632, 22, 32, 4), "toy": (64, 128, 2, 4, 4)}
+# Share of the ids, shortest and longest row: interleaved text, captions with 32 codes, 10-20 s and 1-18 s of speech,
+# 5 s of music.
+SOURCES = {
+    "interleaved": (0.05, 100, 1500),
+    "image_text": (0.30, 45, 120),
+    "mls": (0.13, 560, 1050),
+    "other_speech": (0.27, 60, 900),
+    "music": (0.25, 1010, 1060),
+}
+
+
+def make_checkpoint(folder: Path, size: str) -> Path:
+    """config.json of that size with anygpt-tiny's tokenizer and table; no weights."""
+    hidden, intermediate, layers, heads, kv_heads = SIZES[size]
+    original = AutoConfig.from_pretrained(TINY)
+    text = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 4096,
+    }
+    table = [spec.to_dict() for spec in original.modalities]
+    config = AnyGPTConfig(text_config=text, modalities=table, eos_token_id=original.eos_token_id, pad_token_id=0)
+    config.save_pretrained(folder)
+    AnyGPTProcessor(AutoTokenizer.from_pretrained(TINY), table).save_pretrained(folder)
+    return folder
+
+
+def row_lengths(ids: int, longest: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Lengths of rows of each source, `ids` in all, in the paper's shares; clipped to `longest`."""
+    rng = np.random.default_rng(seed)
+    lengths = {}
+    for name, (rate, low, high) in SOURCES.items():
+        count = max(8, round(2 * rate * ids / (low + high)))
+        lengths[name] = np.minimum(rng.integers(low, high + 1, count), longest)
+    return lengths
+
+
+def write_rows(folder: Path, lengths: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Folders of random rows; the mixture that reads them."""
+    config = AutoConfig.from_pretrained(TINY)
+    names = [spec.name for spec in config.modalities]
+    fingerprint = vocabulary_fingerprint(AutoTokenizer.from_pretrained(TINY))
+    rng = np.random.default_rng(1)
+    for name, each in lengths.items():
+        (folder / name).mkdir()
+        ids = [rng.integers(40, 4100, n).tolist() for n in each]
+        rows = [make_row(row, row, "random", str(i), config.modalities) for i, row in enumerate(ids)]
+        write_shard(folder / name / shard_name(0), rows, [], names)
+        facts = {"settings": {}, "modalities": names, "codecs": {}, "input": "", "units": 1}
+        finish(folder / name, facts | {"tokenizer": fingerprint})
+    return {name: {"rows": str(folder / name), "rate": SOURCES[name][0]} for name in lengths}
+
+
+class Clock(TrainerCallback):
+    """Times of the steps after the warm-up, with the device waited for."""
+
+    def __init__(self, warm_up: int):
+        self.warm_up, self.times = warm_up, []
+
+    def on_step_end(self, args, state, control, **arguments):
+        if state.global_step >= self.warm_up:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.times.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        return self.times[-1] - self.times[0]
+
+
+def ours(job: argparse.Namespace, folder: Path) -> dict:
+    """Our recipe of that size; its steps are one pack each."""
+    lengths = row_lengths(40 * job.length, job.length)
+    recipe = ROOT / "train" / "configs" / {"lora": "sft_7b_lora.yaml", "full": "sft_1b.yaml"}[job.kind]
+    line = [
+        str(recipe),
+        f"--model={make_checkpoint(folder / 'model', job.size)}",
+        "--from_scratch=true",
+        "--save_strategy=no",
+    ]
+    line += [f"--mixture={json.dumps(write_rows(folder, lengths))}", f"--data_cache={folder / 'cache'}"]
+    line += [f"--output_dir={folder / 'out'}", f"--max_length={job.length}", f"--max_steps={job.steps}"]
+    line += [
+        "--gradient_accumulation_steps=1",
+        "--disable_tqdm=true",
+        "--logging_steps=1",
+        "--dataloader_num_workers=0",
+    ]
+    line += [f"--attn_implementation={job.attention}", f"--liger={job.liger}", f"--use_cpu={job.cpu}"]
+    line += [f"--per_device_train_batch_size={job.packs}", f"--bf16={not job.cpu}"]
+    line += ["--dtype=float32"] if job.cpu else []
+    line += [f"--compile={job.compile}", f"--pad_to_multiple_of={job.length}"] if job.compile else []
+    trainer, _ = sft.build(*sft.parse(sft.CLASSES, line))
+    clock = Clock(job.warm_up)
+    trainer.add_callback(clock)
+    trainer.train()
+    plan = PackPlan(lengths, {name: SOURCES[name][0] for name in lengths}, job.length, trainer.args.seed)
+    packs = range(job.warm_up * job.packs, job.steps * job.packs)
+    tokens = sum(int(plan.lengths[plan[pack]].sum()) for pack in packs)
+    every = np.concatenate(list(lengths.values())).astype(float)
+    context = (every**2).sum() / every.sum()
+    options = f"{job.attention}{', Liger' * job.liger}{', compiled' * bool(job.compile)}"
+    checkpointing = "on" if trainer.args.gradient_checkpointing else "off"
+    return figures(trainer, clock, tokens, context, job) | {
+        "what": f"ours: packed, {options}, checkpointing {checkpointing}"
+    }
+
+
+def plain(job: argparse.Namespace, folder: Path) -> dict:
+    """transformers' Trainer on concatenated rows, without masks, two sequences a batch, checkpointing on."""
+    dtype = torch.bfloat16 if job.kind == "lora" and not job.cpu else torch.float32
+    config = AutoConfig.from_pretrained(make_checkpoint(folder / "model", job.size))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if job.kind == "lora":
+        model = get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+        model.enable_input_require_grads()
+    rng = np.random.default_rng(1)
+    rows = [
+        {"input_ids": (ids := rng.integers(40, 4100, job.length).tolist()), "labels": ids}
+        for _ in range(2 * job.steps)
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(folder / "out"),
+        max_steps=job.steps,
+        per_device_train_batch_size=2,
+        gradient_checkpointing=True,
+        bf16=not job.cpu,
+        use_cpu=job.cpu,
+        optim="adamw_torch_fused",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    clock = Clock(job.warm_up)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[clock], data_collator=collate)
+    trainer.train()
+    tokens = 2 * job.length * (job.steps - job.warm_up)
+    return figures(trainer, clock, tokens, job.length, job) | {
+        "what": "plain Trainer: no masks, sdpa, checkpointing on"
+    }
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")}
+
+
+def figures(trainer, clock: Clock, tokens: int, context: float, job: argparse.Namespace) -> dict:
+    flops = budget.flops_per_token(trainer.model, job.kind == "lora", context, learned=1.0)
+    peak = budget.peak_flops()
+    speed = tokens / clock.seconds
+    memory = round(torch.cuda.max_memory_allocated() / 1e9, 1) if torch.cuda.is_available() else None
+    mfu = round(flops * speed / peak, 3) if peak else None
+    return {"tokens/s": round(speed), "memory_gb": memory, "gflops_per_token": round(flops / 1e9, 4), "mfu": mfu}
+
+
+def packing(job: argparse.Namespace, folder: Path) -> list[dict]:
+    """Waste and leak of our packs, of padded batches, and of the original's concatenation."""
+    lengths = row_lengths(300 * job.length, job.length)
+    plan = PackPlan(lengths, {name: SOURCES[name][0] for name in lengths}, job.length, seed=0)
+    every = np.random.default_rng(2).permutation(np.concatenate(list(lengths.values())))
+    batches = every[: len(every) // 8 * 8].reshape(-1, 8)
+    cut = len(np.unique(np.cumsum(every) // job.length)) / len(every)
+    config = AutoConfig.from_pretrained(make_checkpoint(folder / "model", "toy"))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    first, other, second = torch.randint(40, 4100, (3, 200))
+    alone = logits(model, [second])
+
+    def leak(masked: bool) -> float:
+        after = [logits(model, [neighbour, second], masked)[200:] for neighbour in (first, other)]
+        return (after[0] - after[1]).abs().max().item()
+
+    packed = logits(model, [first, second], masked=True)[200:]
+    return [
+        {"what": "ours: best fit, masked", "waste": plan.waste(512), "rows_cut": 0.0, "leak": leak(True),
+         "packed_minus_alone": (packed - alone).abs().max().item()},
+        {"what": "concatenated, no masks (the original's)", "waste": 0.0, "rows_cut": cut, "leak": leak(False),
+         "packed_minus_alone": (logits(model, [first, second], masked=False)[200:] - alone).abs().max().item()},
+        {"what": "padded, 8 rows a batch", "waste": 1 - batches.sum() / (batches.max(1) * 8).sum(), "rows_cut": 0.0,
+         "leak": 0.0, "packed_minus_alone": 0.0},
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def logits(model, rows: list[torch.Tensor], masked: bool = True) -> torch.Tensor:
+    """[L, V] of rows in one sequence; positions start again at each row if masked."""
+    length = sum(map(len, rows))
+    positions = torch.cat([torch.arange(len(row)) for row in rows]) if masked else torch.arange(length)
+    return model(torch.cat(rows)[None], position_ids=positions[None], use_cache=False).logits[0]
+
+
+def jobs(args: argparse.Namespace) -> list[list[str]]:
+    """Command lines of the measurements, each for its own process."""
+    lines = []
+    for kind, size in (("lora", args.size or "7b"), ("full", args.size or "1b")):
+        if args.kind in (kind, "all"):
+            lines += [[kind, "--size", size, "--run", run] for run in ("plain", "ours")]
+    return lines + ([["packing", "--run", "packing"]] if args.kind in ("packing", "all") else [])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", default="all", choices=["all", "lora", "full", "packing"])
+    parser.add_argument("--size", choices=list(SIZES), help="default: 7b for lora, 1b for full")
+    parser.add_argument("--length", type=int, default=4096, help="ids of a pack")
+    parser.add_argument("--packs", type=int, default=1, help="packs of one forward pass, ours")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=5, help="steps that are not timed")
+    parser.add_argument("--attention", default="flash_attention_4", help="ours; sdpa needs no extra package")
+    parser.add_argument("--liger", type=json.loads, default=True, help="true or false: Liger's kernels, ours")
+    parser.add_argument("--compile", help="ours: compile the layers, for example with inductor")
+    parser.add_argument("--run", choices=["ours", "plain", "packing"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.cpu = not torch.cuda.is_available()
+    if args.cpu and args.kind != "packing" and args.size != "toy":
+        parser.error("torch sees no GPU. Measure packing, or try the program with --size toy.")
+    if args.cpu:
+        args.attention, args.liger = "sdpa", False
+    if args.run:
+        with tempfile.TemporaryDirectory() as folder:
+            result = {"ours": ours, "plain": plain, "packing": packing}[args.run](args, Path(folder))
+        print(f"RESULT {json.dumps(result)}")
+        return
+    device = torch.cuda.get_device_name() if not args.cpu else "CPU"
+    given = [word for word in sys.argv[1:] if word != args.kind]
+    for line in jobs(args):
+        done = subprocess.run([sys.executable, __file__, *line, *given], capture_output=True, text=True)
+        found = [text for text in done.stdout.splitlines() if text.startswith("RESULT ")]
+        if not found:
+            print(f"{' '.join(line)}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", flush=True)
+            continue
+        results = json.loads(found[0].removeprefix("RESULT "))
+        for result in results if isinstance(results, list) else [results]:
+            print(json.dumps({"job": " ".join(line[: line.index("--run")]), "device": device} | result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
