@@ -19,6 +19,7 @@ import random
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -109,9 +110,18 @@ def contour(heard: list[Note]) -> str | None:
 
 
 class InstrumentJudge:
-    """Logistic regression on MFCC statistics, fitted on `per_caption` original renders of every training caption."""
+    """Logistic regression on MFCC statistics, fitted on `per_caption` original renders of every training caption.
 
-    def __init__(self, sound_font: str, per_caption: int = 3, seed: int = 7):
+    `through`: what every clip goes through before, for example a codec that alters what it has never met.
+    """
+
+    def __init__(
+        self,
+        sound_font: str,
+        per_caption: int = 3,
+        seed: int = 7,
+        through: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -122,7 +132,7 @@ class InstrumentJudge:
         for caption in captions:
             tune = language.parse_tune(caption)
             audio = tunes.render(tunes.notes(tune, rng), tune.instrument, sound_font)
-            features.append(self.features(audio, tunes.SAMPLING_RATE))
+            features.append(self.features(through(audio) if through else audio, tunes.SAMPLING_RATE))
             labels.append(tune.instrument)
         self.classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         self.classifier.fit(features, labels)

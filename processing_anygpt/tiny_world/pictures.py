@@ -78,6 +78,8 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     turns = [2 * math.pi * i / 60 for i in range(60)]
     if shape == "circle":
         return [(0.95 * math.sin(t), -0.95 * math.cos(t)) for t in turns]
+    if shape == "oval":  # not of the world itself: lesson.py teaches it
+        return [(1.1 * math.cos(t), 0.6 * math.sin(t)) for t in turns]
     if shape == "star":
         radii = [1.08, 0.44]
         return [

@@ -1,0 +1,256 @@
+"""Raw data of a lesson for anygpt-tiny: recordings, pictures and tunes as files, and manifests for prepare_data.py.
+
+  python train/make_lesson.py --out data/lesson --sound-font TimGM6mb.sf2
+
+The lesson is what `tiny_world.lesson` adds to the world: a new word (heard and spoken by the five known voices), a new
+voice (heard, and spoken with after a second of it), a new object (seen and drawn) and a new instrument (heard and
+played). OUT holds
+
+  word.jsonl, voice.jsonl, object.jsonl, instrument.jsonl   conversations that teach it
+  old.jsonl       conversations about the old world, against forgetting
+  heldout.jsonl   what eval/lesson.py asks: {"task", "group", "text", a medium, "speaker", "voice"}; none of its
+                  sentences, scenes and captions is in the conversations
+  media/          what all of them name
+
+What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C.
+Recordings that are there already are kept. Needs flite, festival with festvox-kdlpc16k, hibari-tts, tinysoundfont.
+"""
+
+import argparse
+import json
+import random
+import sys
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from make_speech_data import PACE
+from make_tiny_data import instruction, turn
+
+from processing_anygpt.rows import write_whole
+from processing_anygpt.tiny_world import language, lesson, pictures, tunes, voices
+
+RATE = 16_000  # Hz, speech and music
+# How many, for training and held out: sentences of each known voice with the new word and without it, sentences of the
+# new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests.
+COUNTS = {
+    "word": (40, 10), "old": (60, 20), "voice": (200, 50), "object": (500, 100), "scenes": (500, 150),
+    "instrument": (120, 40), "tunes": (150, 60), "asked": (12, 8),
+}  # fmt: skip
+PROMPTS = 12  # recordings of a second of each voice to speak after
+SAMPLES = 4  # of three seconds, to examine with
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sound-font", default="/usr/share/sounds/sf2/TimGM6mb.sf2")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with lesson.enlarged():
+        make(args.out, args.sound_font, args.scale, args.seed)
+
+
+def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
+    studio = Studio(out, sound_font, random.Random(seed))
+    train, held_out = ({k: max(1, round(scale * n[i])) for k, n in COUNTS.items()} for i in (0, 1))
+    lessons = {
+        "word": list(speech_rows(studio, "word", voices.TRAINING_VOICES, train["word"])),
+        "voice": list(speech_rows(studio, "voice", [lesson.VOICE], train["voice"])),
+        "object": list(picture_rows(studio, True, train["object"])),
+        "instrument": list(tune_rows(studio, True, train["instrument"])),
+        "old": [
+            *speech_rows(studio, "old", voices.TRAINING_VOICES, train["old"]),
+            *picture_rows(studio, False, train["scenes"]),
+            *tune_rows(studio, False, train["tunes"]),
+            *request_rows(studio, train["asked"]),
+        ],
+    }
+    for name, conversations in lessons.items():
+        write_lines(out / f"{name}.jsonl", ({"messages": messages} for messages in conversations))
+    write_lines(out / "heldout.jsonl", examination(studio, held_out))
+
+
+class Studio:
+    """Makes media files and names them: a path below OUT is returned as `media/...`."""
+
+    def __init__(self, out: Path, sound_font: str, rng: random.Random):
+        self.out, self.sound_font, self.rng, self.made = out, sound_font, rng, 0
+        self.prompts: dict[str, list[str]] = {}
+        self.samples: dict[str, list[str]] = {}
+        (out / "media").mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> str:
+        self.made += 1
+        if self.made % 200 == 0:
+            print(f"{self.made} files", flush=True)
+        return f"media/{name}"
+
+    def sound(self, wave: np.ndarray, name: str) -> str:
+        path = self.path(f"{name}.flac")
+        write_whole(self.out / path, lambda t: soundfile.write(t, wave, RATE, subtype="PCM_16", format="FLAC"))
+        return path
+
+    def say(self, text: str, voice: str) -> str:
+        name = f"{voice}_{zlib.crc32(text.encode()):08x}"
+        if (self.out / "media" / f"{name}.flac").is_file():
+            return self.path(f"{name}.flac")
+        return self.sound(voices.say(text, voice, PACE.get(voice, 1.0)), name)
+
+    def read(self, path: str) -> np.ndarray:
+        return soundfile.read(self.out / path, dtype="float32")[0]
+
+    def prompt(self, voice: str) -> str:
+        """A second of the voice: one of a few, from sentences of the old world that are not held out."""
+        if voice not in self.prompts:
+            for i in range(PROMPTS):
+                wave, _ = soundfile.read(self.out / self.say(sentence("old", self.rng, False), voice), dtype="float32")
+                start = self.rng.randrange(max(1, len(wave) - RATE))
+                self.prompts.setdefault(voice, []).append(
+                    self.sound(wave[start : start + RATE], f"prompt_{voice}_{i}")
+                )
+        return self.rng.choice(self.prompts[voice])
+
+    def sample_of(self, voice: str) -> str:
+        """Three seconds of the voice, one of a few recordings, as the evaluation gives it."""
+        if voice not in self.samples:
+            texts = [sentence("old", self.rng, False) for _ in range(3 * SAMPLES)]
+            waves = [self.read(self.say(text, voice)) for text in texts]
+            self.samples[voice] = [
+                self.sound(np.concatenate(waves[3 * i : 3 * i + 3])[: 3 * RATE], f"sample_{voice}_{i}")
+                for i in range(SAMPLES)
+            ]
+        return self.rng.choice(self.samples[voice])
+
+    def draw(self, caption: str, neatly: bool) -> str:
+        path = self.path(f"picture_{self.made}.png")
+        picture = pictures.draw(language.parse_scene(caption), None if neatly else self.rng)
+        write_whole(self.out / path, lambda t: picture.save(t, format="PNG"))
+        return path
+
+    def play(self, caption: str, in_c: bool) -> str:
+        tune = language.parse_tune(caption)
+        notes = tunes.notes(tune, self.rng)
+        while in_c and notes[0][2] % 12:  # a melody starts on its tonic
+            notes = tunes.notes(tune, self.rng)
+        return self.sound(tunes.render(notes, tune.instrument, self.sound_font), f"tune_{self.made}")
+
+
+# ---------------------------------------------------------------- what is said, drawn and played
+
+
+def sentence(group: str, rng: random.Random, held_out: bool) -> str:
+    """A sentence with the new word ("word"), or one of the old world."""
+    while True:
+        text = language.expand("everyday", rng) if group == "word" else language.sample_spoken(rng)
+        if lesson.is_held_out(text) == held_out and lesson.is_new(text) == (group == "word"):
+            return text
+
+
+def captions(rule: str, new: bool, count: int, rng: random.Random, held_out: bool) -> Iterable[str]:
+    """Captions of scenes ("picture": as many of one, two and three things) or tunes, with what is new or without."""
+    kinds = ["single", "pair", "row"] if rule == "picture" else [rule]
+    for i in range(count):
+        text = language.expand(kinds[i % len(kinds)], rng)
+        while lesson.is_held_out(text) != held_out or lesson.is_new(text) != new:
+            text = language.expand(kinds[i % len(kinds)], rng)
+        yield text
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def block(modality: str, path: str, **more: str) -> dict:
+    return {"type": modality, "path": path, **more}
+
+
+def speech_rows(studio: Studio, group: str, names: Iterable[str], count: int) -> Iterable[list[dict]]:
+    """Sentences to write down, and to say in the voice that is given; of old voices one in five gives none."""
+    rng = studio.rng
+    for voice in names:
+        for _ in range(count):
+            text = sentence(group, rng, False)
+            recording = block("speech", studio.say(text, voice))
+            yield turn([instruction("speech", "text", rng), recording], [text])
+            prompted = voice == lesson.VOICE or rng.random() < 0.8
+            prompt = [block("speech", studio.prompt(voice))] if prompted else []
+            yield turn([*prompt, instruction("text", "speech", rng, text)], [recording])
+
+
+def picture_rows(studio: Studio, new: bool, count: int) -> Iterable[list[dict]]:
+    for text in captions("picture", new, count, studio.rng, False):
+        yield turn([instruction("image", "text", studio.rng), block("image", studio.draw(text, False))], [text])
+        yield turn([instruction("text", "image", studio.rng, text)], [block("image", studio.draw(text, True))])
+
+
+def tune_rows(studio: Studio, new: bool, count: int) -> Iterable[list[dict]]:
+    for text in captions("tune", new, count, studio.rng, False):
+        yield turn([instruction("music", "text", studio.rng), block("music", studio.play(text, False))], [text])
+        yield turn([instruction("text", "music", studio.rng, text)], [block("music", studio.play(text, True))])
+
+
+def request_rows(studio: Studio, count: int) -> Iterable[list[dict]]:
+    """Spoken requests for pictures, tunes and sentences of the old world."""
+    for voice in voices.TRAINING_VOICES:
+        for i in range(count):
+            text = request(["picture_request", "tune_request", "speech_request"][i % 3], studio.rng, False)
+            inner = language.core(text)
+            if text.startswith("say "):
+                answer = [inner, block("speech", studio.say(inner, voice))]
+            elif " tune on " in inner:
+                answer = [block("music", studio.play(inner, True))]
+            else:
+                answer = [block("image", studio.draw(inner, True))]
+            yield turn([block("speech", studio.say(text, voice), transcript=text)], answer)
+
+
+def request(rule: str, rng: random.Random, held_out: bool) -> str:
+    while True:
+        text = language.expand(rule, rng)
+        if lesson.is_held_out(text) == held_out and not lesson.is_new(text):
+            return text
+
+
+# ---------------------------------------------------------------- the examination
+
+
+def examination(studio: Studio, counts: dict[str, int]) -> Iterable[dict]:
+    """Held-out items. Of the new word and the old world in the known voices, of the new voice in old words."""
+    rng = studio.rng
+    known, new = voices.TRAINING_VOICES, (lesson.VOICE,)
+    for group, names in (("word", known), ("voice", new), ("old", known)):
+        for voice in names:
+            for _ in range(counts[group]):
+                text = sentence(group, rng, True)
+                item = {"group": group, "text": text, "speech": studio.say(text, voice), "speaker": voice}
+                yield {"task": "asr"} | item
+                yield {"task": "tts"} | item | {"voice": studio.sample_of(voice)}
+    for group, count in (("object", counts["object"]), ("old", counts["scenes"])):
+        for text in captions("picture", group != "old", count, rng, True):
+            item = {"group": group, "text": text, "image": studio.draw(text, False)}
+            yield from ({"task": task} | item for task in ("image_captioning", "text_to_image"))
+    for group, count in (("instrument", counts["instrument"]), ("old", counts["tunes"])):
+        for text in captions("tune", group != "old", count, rng, True):
+            item = {"group": group, "text": text, "music": studio.play(text, False)}
+            yield from ({"task": task} | item for task in ("music_captioning", "text_to_music"))
+    for voice in known:
+        for _ in range(counts["asked"]):
+            text = request("picture_request", rng, True)
+            yield {"task": "speech_chat", "group": "old", "text": text, "speech": studio.say(text, voice)}
+
+
+def write_lines(path: Path, records: Iterable[dict]) -> None:
+    lines = [json.dumps(record) + "\n" for record in records]
+    write_whole(path, lambda temporary: temporary.write_text("".join(lines)))
+    print(f"{path}: {len(lines)}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"make_lesson.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
