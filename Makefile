@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SOUND_FONT ?= /usr/share/sounds/sf2/TimGM6mb.sf2
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm smollm2 vllm-env clean
+.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm lesson smollm2 vllm-env clean
 
 demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
@@ -84,6 +84,17 @@ tiny-lm: eval-deps
 	$(PY) train/lm.py train/configs/tiny_pretrain.yaml
 	$(PY) train/lm.py train/configs/tiny_sft.yaml
 	$(PY) train/assemble_tiny.py --lm runs/sft --tokenizer data/tiny/model --out $(TINY)
+
+# Teaches the embedded checkpoint a word, a voice, an object and an instrument with LoRA and examines it before and after:
+# docs/training.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
+LESSON := data/lesson
+lesson: eval-deps
+	$(PY) train/make_lesson.py --out $(LESSON) --sound-font $(SOUND_FONT)
+	for part in word voice object instrument old; do $(PY) train/prepare_data.py $(LESSON)/$$part.jsonl \
+		--out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
+	$(PY) train/sft.py train/configs/lesson_tiny.yaml
+	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
+		--sound-font $(SOUND_FONT) --out out/lesson.json
 
 # A real pretrained model with no hub: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file inside a PyPI wheel.
 SMOLLM2 ?= data/smollm2
