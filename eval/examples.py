@@ -69,7 +69,7 @@ def load(protocol: Protocol, root: Path) -> list[Example]:
             raise ValueError(f"{protocol.name}: unknown data source {source!r}. Known: tiny_..., {', '.join(read)}.")
         paths = {"csv": folder / "musiccaps-public.csv", "audio": folder / "audio"} if source == "musiccaps" else {}
         items = read[source](**paths, **data["options"]) if paths else read[source](folder, **data["options"])
-        found = as_examples(protocol, sample(items, data["sample"], protocol.name))
+        found = as_examples(protocol.task, sample(items, data["sample"], protocol.name), items)
     return found
 
 
@@ -92,17 +92,17 @@ def sample(items: list, wanted: dict, name: str) -> list:
     return [items[i] for i in sorted(chosen)]
 
 
-def as_examples(protocol: Protocol, items: list) -> list[Example]:
-    """Items of a data set as examples of the protocol's task."""
-    if protocol.task == "tts":  # the voice comes from another recording of the same speaker
+def as_examples(task: str, items: list, known: list) -> list[Example]:
+    """Items of a data set as examples of a task. `known`: all items of the data set."""
+    if task == "tts":  # the voice comes from the next recording of the same speaker
         by_speaker: dict[str, list] = {}
-        for item in items:
+        for item in known:
             by_speaker.setdefault(item.speaker, []).append(item)
         others = {i.id: group[(k + 1) % len(group)] for group in by_speaker.values() for k, i in enumerate(group)}
         return [Example(i.id, i.texts, reference=i.media, voice=others[i.id].media, speaker=i.speaker) for i in items]
-    if protocol.task in ("text_to_image", "text_to_music"):
+    if task in ("text_to_image", "text_to_music"):
         return [Example(i.id, i.texts, reference=i.media) for i in items]
-    if protocol.task == "speech_chat":
+    if task == "speech_chat":
         return [Example(i.id, i.texts, given=i.media, voice=i.media) for i in items]
     return [Example(i.id, i.texts, given=i.media, speaker=i.speaker) for i in items]
 

@@ -120,8 +120,10 @@ def whisper(checkpoint: str, device: str) -> Judge:
 
     def judge(examples, outputs):
         waves = [{"raw": heard_at(output), "sampling_rate": HEARING_RATE} for output in outputs]
+        long = any(len(wave["raw"]) > 30 * HEARING_RATE for wave in waves)  # more than one window
         options = {"language": "en", "task": "transcribe", "do_sample": False, "num_beams": 1}
-        return [{"heard": text["text"].strip()} for text in listen(waves, generate_kwargs=options, batch_size=8)]
+        heard = listen(waves, generate_kwargs=options, batch_size=8, return_timestamps=long)
+        return [{"heard": text["text"].strip()} for text in heard]
 
     return judge
 
@@ -153,8 +155,12 @@ def speaker_similarity(checkpoint: str, to: str = "voice", device: str = "cpu") 
 
 
 def dnsmos() -> Judge:
+    """Quality of speech, 1 to 5. An answer without any sound gets 1: DNSMOS itself rates silence 1.84, above speech
+    through a small codec, because it listens for noise and not for words."""
+
     def judge(examples, outputs):
-        return [{"quality": judge_speech.dnsmos(heard_at(output))} for output in outputs]
+        waves = [heard_at(output) for output in outputs]
+        return [{"quality": judge_speech.dnsmos(wave) if wave.any() else 1.0} for wave in waves]
 
     return judge
 

@@ -24,6 +24,11 @@ PACKAGES = (
     "torch", "transformers", "tokenizers", "diffusers", "numpy", "accelerate", "evaluate", "jiwer", "pocketsphinx",
     "Resemblyzer", "speechmos", "basic-pitch", "librosa", "scikit-learn", "onnxruntime", "tinysoundfont", "sacrebleu",
 )  # fmt: skip
+# Files of this folder that make numbers; the others only show them.
+CODE = (
+    "adapters", "examples", "judge_music", "judge_speech", "judges", "protocol", "results", "run", "systems",
+    "tiny_examples",
+)  # fmt: skip
 CORPUS = ("fid", "frechet_audio_distance")  # distances between sets: no score of an item
 
 
@@ -36,9 +41,10 @@ def versions() -> dict:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in ("report", "page", "tables", "tiny", "harness"):  # these only show numbers, or make others
-            code.update(path.read_bytes())
+    here = Path(__file__).parent
+    judging = here.parent / "processing_anygpt" / "judging"
+    for path in [here / f"{name}.py" for name in CODE] + sorted([*here.glob("metrics/*/*.py"), *judging.glob("*.py")]):
+        code.update(path.read_bytes())
     return found | {"evaluation code": code.hexdigest()[:16]}
 
 
