@@ -4,7 +4,7 @@
   codec:FOLDER            the right answer through the checkpoint's codec, no language model: its ceiling
   original                the right answer itself
   broken:shuffled:FOLDER  shuffled codes: of what the model is shown, or of the right answer where it is shown text
-  broken:constant         the same answer to everything
+  broken:constant         the same answer to everything: the right one of the first item
   broken:silence          nothing: no words, a second of silence, a white picture
 
 `NAME=` before any of them names it in tables.
@@ -26,7 +26,6 @@ from examples import Example, picture, sound
 from processing_anygpt import codec_io
 
 SILENCE = (np.zeros(16_000, np.float32), 16_000)  # a second, and its Hz
-CONSTANT = "a big red circle"
 
 
 @dataclass
@@ -220,15 +219,15 @@ class Shuffled(System):
 
 
 class Constant(System):
-    """The same answer to everything: one caption, the first example's medium, or ("silence") nothing at all."""
+    """The same answer to everything: the first example's right one, or ("silence") nothing at all."""
 
     kind = "broken"
 
     def __init__(self, name: str, silent: bool):
-        self.name, self.silent, self.media = name, silent, {}
+        self.name, self.silent, self.text, self.media = name, silent, "", {}
 
     def prepare(self, protocol: Protocol, examples: list[Example]) -> None:
-        self.media = {}
+        self.text, self.media = "" if self.silent else examples[0].texts[0], {}
         for example in examples:
             target, medium = target_of(protocol, example), example.reference
             if medium is None and target == TASKS[protocol.task][0]:  # a spoken answer: the question itself
@@ -241,8 +240,7 @@ class Constant(System):
 
     def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
         targets = [target_of(protocol, example) for example in batch]
-        text = "" if self.silent else CONSTANT
-        return [Output(text) if t == "text" else Output(medium=self.media[t]) for t in targets]
+        return [Output(self.text) if t == "text" else Output(medium=self.media[t]) for t in targets]
 
 
 def load(text: str, device: torch.device, dtype: str = "auto") -> Any:

@@ -70,7 +70,7 @@ def test_protocol_runs_to_its_rows(task, data, judges, checkpoint, tmp_path):
     content = yaml.safe_load((protocol.FOLDER / "paper" / f"{task}.yaml").read_text())
     if "sample" in content["data"]:
         content["data"]["sample"]["count"] = ITEMS
-    content["decoding"] |= {"max_new_tokens": 60}
+    content["decoding"] |= {"max_new_tokens": 80}
     content["judges"] = [judge for judge in content.get("judges", []) if judge["judge"] != "dnsmos"]  # not in dev
     content["rows"] = [row for row in content["rows"] if row.get("field") != "quality"]
     (tmp_path / f"{task}.yaml").write_text(yaml.safe_dump(content))

@@ -19,7 +19,7 @@ SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", 
 def whisper(folder: Path) -> Path:
     """Hears 30 s at 16 kHz; what it writes is noise, at most eight bytes."""
     bytes_ = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = WhisperTokenizer(vocab=bytes_ | {SPECIAL[0]: len(bytes_)}, merges=[])
+    tokenizer = WhisperTokenizer(vocab=bytes_ | {SPECIAL[0]: len(bytes_)}, merges=[], pad_token=SPECIAL[0])
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
     ids = tokenizer.convert_tokens_to_ids(SPECIAL)
     layers = {
