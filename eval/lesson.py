@@ -186,8 +186,8 @@ def table(before: dict[str, Score], after: dict[str, Score]) -> dict:
     for row in rows:
         change = row["after"] - row["before"]
         print(f"| {row['line']} | {row['before']:.1f} | {row['after']:.1f} | {change:+.1f} | {row['of']} |")
-    loss = max((row["before"] - row["after"] for row in rows if row["line"].startswith("old: ")), default=0.0)
-    print(f"old tasks: the largest loss is {max(loss, 0):.1f} points, {LARGEST_LOSS} are allowed", flush=True)
+    loss = max([0.0, *(row["before"] - row["after"] for row in rows if row["line"].startswith("old: "))])
+    print(f"old tasks: the largest loss is {loss:.1f} points, {LARGEST_LOSS} are allowed", flush=True)
     return {"rows": rows, "largest_loss": round(loss, 1)}
 
 

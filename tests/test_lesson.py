@@ -1,0 +1,241 @@
+"""The lesson for anygpt-tiny: its world, its data in miniature, and an examination that can be failed."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops
+from training_tools import small_checkpoint
+from transformers import AutoModelForCausalLM
+
+from processing_anygpt.instructions import load_instructions
+from processing_anygpt.preparation import load_checkpoint
+from processing_anygpt.rows import read_table
+from processing_anygpt.tiny_world import language, lesson, pictures, tunes, voices
+
+ROOT = Path(__file__).parent.parent
+sys.path += [str(ROOT / "train"), str(ROOT / "eval")]  # siblings of the scripts import each other by name
+
+SCALE = 0.02  # of the lesson: a few items of each kind
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The files of a small lesson. Voices hum and instruments beep: what they sound like is not tested here."""
+    import make_lesson
+
+    folder = tmp_path_factory.mktemp("lesson")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voices, "say", lambda text, *_: np.sin(np.arange(700 * len(text)) / 20).astype(np.float32) / 2)
+        # The pitch of the first note, for the test to read.
+        patch.setattr(tunes, "render", lambda notes, *_: np.full(4000, notes[0][2] / 128, np.float32))
+        with lesson.enlarged():
+            make_lesson.make(folder, "", SCALE, seed=0)
+    return folder
+
+
+def conversations(data: Path, name: str) -> list[tuple[list, list]]:
+    """What the user says and what is answered, as lists of blocks."""
+    lines = (data / f"{name}.jsonl").read_text().splitlines()
+    return [tuple(message["content"] for message in json.loads(line)["messages"]) for line in lines]
+
+
+def words_of(blocks: list) -> str:
+    return " ".join(block["text"] for block in blocks if block["type"] == "text")
+
+
+def examination(data: Path) -> list[dict]:
+    return [json.loads(line) for line in (data / "heldout.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- the enlarged world
+
+
+def test_the_world_grows_and_shrinks_again():
+    caption = "a big red oval left of a small pink star"
+    with pytest.raises(ValueError, match="Not a picture caption"):
+        language.parse_scene(caption)
+    with lesson.enlarged():
+        scene = language.parse_scene(caption)
+        picture = pictures.draw(scene, None)
+        assert pictures.matches(picture, scene)
+        assert not pictures.matches(picture, language.parse_scene(caption.replace("oval", "circle")))
+        assert language.parse_tune("a slow sad tune on the organ going up").instrument in tunes.INSTRUMENTS
+    assert not pictures.matches(picture, scene)  # the judge of the world itself knows no ovals
+    assert "organ" not in tunes.INSTRUMENTS and "monkey" not in language.vocabulary()
+
+
+def test_an_error_inside_leaves_the_world_as_it_was():
+    before = {rule: list(words) for rule, words in language.RULES.items()}
+    with pytest.raises(RuntimeError), lesson.enlarged():
+        raise RuntimeError
+    assert language.RULES == before
+
+
+# ---------------------------------------------------------------- its data
+
+
+def test_every_medium_is_there(data):
+    named = [b["path"] for n in ("word", "voice", "object", "instrument", "old") for c in conversations(data, n)
+             for blocks in c for b in blocks if "path" in b]  # fmt: skip
+    named += [row[key] for row in examination(data) for key in ("speech", "image", "music", "voice") if key in row]
+    assert named and all((data / path).is_file() for path in named)
+
+
+@pytest.mark.parametrize("name, word", [("word", "monkey"), ("object", "oval"), ("instrument", "organ")])
+def test_every_conversation_of_a_part_is_about_it_and_in_both_directions(data, name, word):
+    turns = conversations(data, name)
+    assert all(word in words_of(user + reply).split() for user, reply in turns)
+    assert len({reply[-1]["type"] for _, reply in turns}) == 2
+
+
+def test_the_old_world_lacks_what_is_new(data):
+    said = [words_of(user + reply) for name in ("old", "voice") for user, reply in conversations(data, name)]
+    assert said and not any(lesson.is_new(text) for text in said)
+
+
+def test_nothing_examined_is_taught(data):
+    asked = {language.core(row["text"]) for row in examination(data)}
+    openings = [i.removesuffix("{text}") for texts in language.INSTRUCTIONS.values() for i in texts if "{text}" in i]
+    taught = set()
+    for name in ("word", "voice", "object", "instrument", "old"):
+        for user, reply in conversations(data, name):
+            said = [words_of(reply), words_of(user), *(language.core(b.get("transcript", "")) for b in user)]
+            taught |= {text.removeprefix(opening) for text in said for opening in openings}
+    assert all(lesson.is_held_out(text) for text in asked)
+    assert len(taught) > 50 and not asked & taught
+
+
+def test_what_is_made_does_not_vary_and_what_is_met_does(data):
+    with lesson.enlarged():
+        for user, reply in conversations(data, "object"):
+            caption = language.core(words_of(user + reply))
+            caption = caption[caption.index("a ") :] if reply[-1]["type"] == "image" else words_of(reply)
+            path = (reply if reply[-1]["type"] == "image" else user)[-1]["path"]
+            neat = pictures.draw(language.parse_scene(caption), None)
+            same = not ImageChops.difference(Image.open(data / path), neat).getbbox()
+            assert same == (reply[-1]["type"] == "image")
+
+
+def test_tunes_to_play_are_in_c(data):
+    import soundfile
+
+    played = [reply[-1]["path"] for _, reply in conversations(data, "instrument") if reply[-1]["type"] == "music"]
+    pitches = [round(float(soundfile.read(data / path)[0][0]) * 128) for path in played]
+    assert pitches and all(pitch % 12 == 0 for pitch in pitches)
+
+
+def test_the_new_voice_always_follows_a_prompt(data):
+    spoken = [user for user, reply in conversations(data, "voice") if reply[-1]["type"] == "speech"]
+    assert spoken and all(user[0]["type"] == "speech" for user in spoken)
+
+
+def test_examination_has_all_kinds(data):
+    kinds = {(row["task"], row["group"]) for row in examination(data)}
+    assert kinds == {
+        *((task, group) for task in ("asr", "tts") for group in ("word", "voice", "old")),
+        *((task, group) for task in ("image_captioning", "text_to_image") for group in ("object", "old")),
+        *((task, group) for task in ("music_captioning", "text_to_music") for group in ("instrument", "old")),
+        ("speech_chat", "old"),
+    }
+
+
+def test_a_part_becomes_rows(data, tmp_path):
+    import prepare_data
+
+    part = data / "two.jsonl"  # the first scene: to describe and to draw
+    part.write_text("".join((data / "object.jsonl").read_text().splitlines(keepends=True)[:2]))
+    assert prepare_data.main([str(part), "--out", str(tmp_path / "rows"), "--workers", "0", "--json"]) == 0
+    table = read_table(tmp_path / "rows").to_pylist()
+    turns = conversations(data, "two")
+    assert len(table) == len(turns) == 2
+    config, processor = load_checkpoint(prepare_data.TINY)
+    for row, (_, reply) in zip(table, turns, strict=True):
+        learned = [i for i in row["labels"] if i != -100]
+        if reply[-1]["type"] == "image":
+            assert config.modality("image").start_token_id in learned and len(learned) > 64
+        else:
+            assert words_of(reply) in processor.tokenizer.decode(learned)
+
+
+# ---------------------------------------------------------------- the examination
+
+
+@pytest.fixture
+def examine():
+    pytest.importorskip("librosa", reason="the judges are not installed: pip install anygpt-hf[eval]")
+    import lesson as script  # eval/lesson.py
+
+    return script
+
+
+def judged(script, task: str, group: str, text: str, output, **parts) -> dict:
+    panel = script.Panel.__new__(script.Panel)  # without voices and instruments, which take recordings to learn
+    vars(panel).update(parts)
+    example = script.Example("0", (text,), group, speaker="festival_ked")
+    with lesson.enlarged():
+        return {line: right / of for line, right, of, _ in panel.lines(task, group, example, output)}
+
+
+def test_words_are_judged(examine):
+    def score(text):
+        return judged(examine, "asr", "word", "the monkey likes the tree", examine.systems.Output(text))
+
+    assert set(score("the monkey likes the tree").values()) == {1.0}
+    assert score("the dog likes the tree") == {"new word written": 0.0, "new word: all words written": 0.8}
+    assert set(score("").values()) == {0.0}
+
+
+def test_pictures_are_judged(examine):
+    def score(shape):
+        with lesson.enlarged():
+            picture = pictures.draw(language.parse_scene(f"a big red {shape}"), None)
+        output = examine.systems.Output(medium=picture)
+        return judged(examine, "text_to_image", "object", "a big red oval", output)
+
+    assert score("oval") == {"new object drawn": 1.0}
+    assert score("circle") == {"new object drawn": 0.0}
+
+
+def test_instruments_are_judged(examine):
+    output = examine.systems.Output(medium=(np.zeros(80, np.float32), 16_000))
+    wanted = "a slow sad tune on the organ going up"
+    for heard, right in (("organ", 1.0), ("piano", 0.0)):
+        found = judged(examine, "text_to_music", "instrument", wanted, output, instrument=lambda *_, h=heard: h)
+        assert found == {"new instrument played": right}
+
+
+def test_a_loss_of_an_old_task_shows(examine, capsys):
+    def scores(old, new):
+        found = {"old: pictures drawn": examine.Score(), "new object drawn": examine.Score()}
+        for score, right in zip(found.values(), (old, new), strict=True):
+            score.add(right, 10, {})
+        return found
+
+    report = examine.table(scores(9, 0), scores(8, 10))
+    assert report["largest_loss"] == 10.0
+    assert "| old: pictures drawn | 90.0 | 80.0 | -10.0 | 10 |" in capsys.readouterr().out
+    assert examine.table(scores(8, 10), scores(9, 0))["largest_loss"] == 0.0  # is no old task
+
+
+def test_the_merged_model_is_compared_with_the_adapter(examine, tmp_path):
+    import merge
+    from peft import LoraConfig, get_peft_model
+
+    base = small_checkpoint(tmp_path / "base")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    merge.merge(str(base), tmp_path / "adapter", tmp_path / "merged", "float32")
+    items = {("text_to_image", "old"): [examine.Example("0", ("a big red circle",))]}
+    words = str(base), str(tmp_path / "adapter")
+    assert examine.logit_difference(*words, str(tmp_path / "merged"), items) < examine.SAME
+    assert examine.logit_difference(*words, str(base), items) > examine.SAME
+
+
+def test_instructions_for_own_files_are_those_of_the_world():
+    own = load_instructions(("image", "speech", "music"), ROOT / "train/configs/tiny_instructions.yaml")
+    assert own == {f"{source}->{target}": texts for (source, target), texts in language.INSTRUCTIONS.items()}
