@@ -5,6 +5,7 @@ time; KEY stands for all that moves a number (protocol, model, data, seed, versi
 never taken for this one's. Media lie in `R/SYSTEM/media/TASK/`.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -32,8 +33,9 @@ CODE = (
 CORPUS = ("fid", "frechet_audio_distance")  # distances between sets: no score of an item
 
 
+@functools.cache  # a file edited in the middle of a run does not split it in two
 def versions() -> dict:
-    """Of Python, the packages, and (as a hash) of the code in this folder that makes numbers."""
+    """Of Python, the packages, and (as a hash) of the code that makes numbers."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -21,6 +21,7 @@ HUB_TASKS = {  # names of the Hub's task pages
     "grammar": "any-to-any",
 }
 SIGNIFICANT = 0.05  # two-sided p of the paired bootstrap
+FEWEST = 6  # items that a difference must rest on: with fewer even a sign test can't reach that p
 
 
 def load(folders: list[Path]) -> dict[str, dict[str, dict]]:
@@ -66,7 +67,7 @@ def difference(a: dict, b: dict, better: str) -> dict | None:
     mine, other = ([row["items"][i][0] for i in both] for row in (a, b))
     found = compare(mine, other, [a["items"][i][1] for i in both])
     up = (found["difference"] > 0) == (better == "higher")
-    sure = found["p"] < SIGNIFICANT and found["difference"] != 0
+    sure = len(both) >= FEWEST and found["p"] < SIGNIFICANT and found["difference"] != 0
     return found | {"verdict": ("better" if up else "worse") if sure else ""}
 
 
