@@ -26,7 +26,7 @@ def main() -> None:
     if args.sound_font and not font.exists():
         font.symlink_to(Path(args.sound_font).resolve())
     words = ["--task", "all", "--protocols", "tiny", "--data", str(args.speech), "--out", str(args.out), "--cpu"]
-    run.main([*words, "--model", args.model, f"codec:{args.model}", "original"])
+    run.main([*words, "--model", f"anygpt-tiny={args.model}", f"codec=codec:{args.model}", "original"])
     report.main([str(args.out)])
     report.main([str(args.out), "--page", str(args.out.with_suffix(".html")), "--data", str(args.speech)])
 

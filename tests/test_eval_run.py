@@ -1,6 +1,8 @@
 """eval/run.py and eval/report.py in miniature: held-out scenes, the embedded checkpoint, cheap judges."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -149,6 +151,18 @@ def test_same_seed_same_numbers_also_after_a_kill(evaluated, protocols, checkpoi
     again = evaluate(protocols, tmp_path, f"tiny={checkpoint}")
     assert asked[0] not in asked[1:]  # what was done is not done again
     assert numbers(again) == {key: value for key, value in numbers(found).items() if key[0] == "tiny"}
+
+
+@pytest.mark.slow  # two processes that load everything
+def test_the_number_of_processes_moves_no_number(evaluated, protocols, checkpoint, tmp_path):
+    words = ["--task", "all", "--protocols", protocols, "--data", tmp_path, "--out", tmp_path, "--cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EVAL / "run.py"]
+    command = [*command, *words, "--model", f"tiny={checkpoint}"]
+    subprocess.run(list(map(str, command)), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert len(list((tmp_path / "tiny").glob("*.1.jsonl"))) == 2
+    _, found = evaluated
+    again = numbers(tables.load([tmp_path]))
+    assert again == {key: value for key, value in numbers(found).items() if key[0] == "tiny"}
 
 
 def test_records_of_several_processes_and_of_other_runs(tmp_path):
