@@ -24,6 +24,7 @@ from protocol import TASKS, Protocol
 import processing_anygpt  # noqa: F401  registers the classes
 from examples import Example, picture, sound
 from processing_anygpt import codec_io
+from processing_anygpt.vocabulary import find_modality
 
 SILENCE = (np.zeros(16_000, np.float32), 16_000)  # a second, and its Hz
 
@@ -132,7 +133,7 @@ class Model(System):
                 media = [(wave[: round(seconds * rate)], rate) for wave, rate in map(sound, media)]
             codes = self.processor.encode_media(modality, media)
             if self.shuffled:
-                codes = shuffle(codes, seed)
+                codes = shuffle(codes, find_modality(self.processor.specs, modality).codebook_size, seed)
             columns.append([{"type": modality, "codes": c} for c in codes])
         return [list(row) for row in zip(*columns, strict=True)]
 
@@ -188,14 +189,14 @@ class Reference(System):
     def through_codec(self, modality: str, media: list, seed: int) -> list:
         """Media to codes (of speech: all codebooks, not only those that the language model sees) and back."""
         processor = self.processor
-        spec = next(spec for spec in processor.specs if spec.name == modality)
+        spec = find_modality(processor.specs, modality)
         if modality == "image":
             codes = processor.encode_media(modality, media)
-            codes = shuffle(codes, seed) if self.shuffled else codes
+            codes = shuffle(codes, spec.codebook_size, seed) if self.shuffled else codes
             return [part.image for part in processor.decode_codes(modality, codes)]
         waves = [sound(medium, spec.sampling_rate)[0] for medium in media]
         codes = codec_io.encode(processor.codec(modality), waves)
-        codes = shuffle(codes, seed) if self.shuffled else codes
+        codes = shuffle(codes, spec.codebook_size, seed) if self.shuffled else codes
         copies = codec_io.decode(processor.codec(modality), codes)
         return [(copy[: len(wave)], spec.sampling_rate) for copy, wave in zip(copies, waves, strict=True)]
 
@@ -260,10 +261,14 @@ def load(text: str, device: torch.device, dtype: str = "auto") -> Any:
     return Model(name or Path(what).resolve().name, what, device, dtype)
 
 
-def shuffle(codes: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Codes `[K, T]` in a random order of frames, each codebook in its own."""
+def shuffle(codes: list[np.ndarray], size: int, seed: int) -> list[np.ndarray]:
+    """Codes `[K, T]` of codebooks of `size` entries, renamed at random and in random order, each codebook its own way.
+
+    The order alone is not enough: a bag of the right codes tells anygpt-tiny two words in three, because there are so
+    few sentences in its world.
+    """
     rng = np.random.default_rng(seed)
-    return [np.stack([rng.permutation(book) for book in item]) for item in codes]
+    return [np.stack([rng.permutation(size)[rng.permutation(book)] for book in item]) for item in codes]
 
 
 def fingerprint(folder: Path) -> str:
