@@ -127,7 +127,6 @@ def ours(job: argparse.Namespace, folder: Path) -> dict:
     line = [
         str(recipe),
         f"--model={make_checkpoint(folder / 'model', job.size)}",
-        "--from_scratch=true",
         "--save_strategy=no",
     ]
     line += [f"--mixture={json.dumps(write_rows(folder, lengths))}", f"--data_cache={folder / 'cache'}"]
@@ -142,7 +141,9 @@ def ours(job: argparse.Namespace, folder: Path) -> dict:
     line += [f"--per_device_train_batch_size={job.packs}", f"--bf16={not job.cpu}"]
     line += ["--dtype=float32"] if job.cpu else []
     line += [f"--compile={job.compile}", f"--pad_to_multiple_of={job.length}"] if job.compile else []
-    trainer, _ = sft.build(*sft.parse(sft.CLASSES, line))
+    settings, config = sft.parse(sft.CLASSES, line)
+    settings.from_scratch = True  # refused with LoRA, whose merged result would be of no use
+    trainer, _ = sft.build(settings, config)
     clock = Clock(job.warm_up)
     trainer.add_callback(clock)
     trainer.train()
@@ -152,7 +153,7 @@ def ours(job: argparse.Namespace, folder: Path) -> dict:
     every = np.concatenate(list(lengths.values())).astype(float)
     context = (every**2).sum() / every.sum()
     options = f"{job.attention}{', Liger' * job.liger}{', compiled' * bool(job.compile)}"
-    checkpointing = "on" if trainer.args.gradient_checkpointing else "off"
+    checkpointing = "on" if trainer.args.activation_checkpointing else "off"
     return figures(trainer, clock, tokens, context, job) | {
         "what": f"ours: packed, {options}, checkpointing {checkpointing}"
     }
@@ -177,7 +178,7 @@ def plain(job: argparse.Namespace, folder: Path) -> dict:
         output_dir=str(folder / "out"),
         max_steps=job.steps,
         per_device_train_batch_size=2,
-        gradient_checkpointing=True,
+        activation_checkpointing=True,
         bf16=not job.cpu,
         use_cpu=job.cpu,
         optim="adamw_torch_fused",

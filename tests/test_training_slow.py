@@ -28,7 +28,7 @@ def test_two_processes_with_fsdp2_train_as_one(tied, lora, tmp_path):
     mixture = json.dumps({"speech": {"rows": str(tmp_path / "speech"), "rate": 1}})
     settings = {"model": tmp_path / "model", "mixture": mixture, "use_cpu": True, "data_cache": tmp_path / "cache"}
     settings |= {"max_length": 128, "max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1}
-    settings |= {"learning_rate": 1e-2, "lora_r": lora, "lora_vocabulary": "rows" if lora else "frozen"}
+    settings |= {"learning_rate": 1e-2, "lora_r": lora}
 
     def run(launcher: list[str], **changes) -> tuple[list[float], dict]:
         out = changes["output_dir"]

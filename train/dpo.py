@@ -25,7 +25,7 @@ from recipe import (
     speed_up,
 )
 from settings import parse, run_script
-from token_trainer import QuietTrainer, checkpoint_activations, run
+from token_trainer import QuietTrainer, choose_checkpointing, run
 from trl import DPOConfig, DPOTrainer
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -96,7 +96,7 @@ def build(recipe: PairsRecipe, config: PairsConfig) -> tuple[PairTrainer, str | 
     model = load_model(recipe, config.seed)
     speed_up(model, recipe)
     options = {"max_length": config.max_length, "vocabulary": model.config.vocab_size, "cache": recipe.data_cache}
-    config.gradient_checkpointing = checkpoint_activations(model, recipe, config)
+    choose_checkpointing(model, recipe, config)
     trainer = PairTrainer(
         model=model,
         ref_model=None if recipe.lora_r else load_model(recipe, config.seed),

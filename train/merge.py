@@ -11,7 +11,6 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from peft import PeftConfig, PeftModel
 from recipe import ModelRecipe, load_model, load_processor
 from safetensors import SafetensorError
@@ -65,6 +64,9 @@ def save_model(trainer, recipe: ModelRecipe) -> None:
     main = trainer.is_world_process_zero()
     out = Path(trainer.args.output_dir)
     raw = out / ".weights.part"
+    if main:
+        shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed here
+    trainer.accelerator.wait_for_everyone()
     with whole_or_nothing(raw):
         trainer.save_model(raw)
         if main:
@@ -84,10 +86,10 @@ def save_model(trainer, recipe: ModelRecipe) -> None:
 def export(weights: Path, recipe: ModelRecipe, out: Path) -> None:
     """The trained weights with the processor and codecs of the checkpoint they started from."""
     processor = load_processor(recipe.model)
+    # FSDP2 gathers a tied matrix twice; a loaded model is saved with one.
+    model = load_model(ModelRecipe(model=str(weights), dtype=recipe.export_dtype or recipe.dtype), seed=0)
     with whole_folder(out) as folder:
-        shutil.copytree(weights, folder, dirs_exist_ok=True)
-        if recipe.export_dtype is not None:
-            load_model(ModelRecipe(model=str(weights), dtype=recipe.export_dtype), seed=0).save_pretrained(folder)
+        model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
@@ -98,7 +100,6 @@ def main(words: list[str]):
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(words)
-    torch.set_grad_enabled(False)
     if args.out.exists():
         raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
     if not (Path(args.adapter) / "adapter_config.json").is_file():

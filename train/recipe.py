@@ -19,38 +19,31 @@ from modeling_anygpt import AnyGPTConfig
 from processing_anygpt.rows import write_whole
 
 ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-# Keys of the TRL configs that the scripts set themselves, and what to use instead.
+# Keys of the TRL configs that the scripts set themselves, and why or what to use instead.
 OWNED = {
-    "model_init_kwargs": "model, dtype and attn_implementation",
-    "resume_from_checkpoint": "resume",
-    "packing": "nothing: rows are always packed",
-    "packing_strategy": "nothing: rows are always packed best-fit",
-    "padding_free": "nothing: there is no padding",
-    "eval_packing": "nothing: rows are always packed",
-    "dataset_kwargs": "mixture",
-    "dataset_text_field": "train/prepare_data.py",
-    "shuffle_dataset": "seed",
-    "train_sampling_strategy": "seed",
-    "remove_unused_columns": "nothing",
-    "completion_only_loss": "learn",
-    "assistant_only_loss": "learn",
-    "num_train_epochs": "max_steps",
-    "use_liger_kernel": "liger",
-    "torch_compile": "compile",
-    "torch_compile_backend": "compile",
+    "model_init_kwargs": "use model, dtype and attn_implementation",
+    "resume_from_checkpoint": "use resume",
+    "num_train_epochs": "use max_steps",
+    "gradient_checkpointing": "use checkpointing",
+    "activation_checkpointing": "use checkpointing",
+    "use_liger_kernel": "use liger",
+    "torch_compile": "use compile",
+    "torch_compile_backend": "use compile",
+    "packing": "rows are always packed",
+    "packing_strategy": "rows are always packed best-fit",
+    "eval_packing": "rows are always packed",
+    "padding_free": "there is no padding",
+    "dataset_kwargs": "rows are read as they are",
+    "dataset_text_field": "rows are ids already, see train/prepare_data.py",
+    "shuffle_dataset": "rows are always shuffled, by seed",
+    "train_sampling_strategy": "rows are always shuffled, by seed",
+    "remove_unused_columns": "the columns are known",
+    "completion_only_loss": "use learn",
+    "assistant_only_loss": "use learn",
 }
 
 # Keys that don't change what is learned.
-NEUTRAL = (
-    "resume",
-    "export_dtype",
-    "data_cache",
-    "heldout",
-    "heldout_rows",
-    "attn_implementation",
-    "liger",
-    "compile",
-)
+NEUTRAL = ("resume", "export_dtype", "data_cache", "heldout", "heldout_rows", "checkpointing")
 
 
 @dataclass(kw_only=True)
@@ -64,6 +57,9 @@ class ModelRecipe:
     liger: bool = field(default=False, metadata={"help": "Liger's kernels in the layers (a GPU)"})
     compile: str | None = field(
         default=None, metadata={"help": "backend that compiles each decoder layer, for example inductor"}
+    )
+    checkpointing: str = field(
+        default="auto", metadata={"help": "recompute activations in the backward pass: on, off, or auto (by memory)"}
     )
     lora_r: int = field(default=0, metadata={"help": "rank of LoRA; 0 trains all weights"})
     lora_alpha: int = 32
@@ -86,6 +82,7 @@ class ModelRecipe:
             "export_dtype": (None, "float32", "bfloat16"),
             "attn_implementation": ATTENTIONS,
             "lora_vocabulary": ("frozen", "rows", "all"),
+            "checkpointing": ("auto", "on", "off"),
         }
         for key, values in allowed.items():
             if getattr(self, key) not in values:
@@ -98,6 +95,8 @@ class ModelRecipe:
                 f"lora_r: got {self.lora_r} with lora_vocabulary: {self.lora_vocabulary}. Without LoRA (lora_r: 0) "
                 "all weights are trained; leave lora_vocabulary out."
             )
+        if self.from_scratch and self.lora_r:
+            raise ValueError("from_scratch: an adapter needs a trained base. Leave lora_r out.")
 
 
 @dataclass
@@ -108,15 +107,13 @@ class TrainingDefaults:
     per_device_train_batch_size: int = 1
     per_device_eval_batch_size: int = 1
     bf16: bool = field(default=False, metadata={"help": "autocast to bfloat16"})
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "recompute activations in the backward pass; default: if memory needs it"}
-    )
+    gradient_checkpointing: bool = False
 
     def __post_init__(self):
         for key, instead in OWNED.items():
             fields = {f.name: f for f in dataclasses.fields(self)}
             if key in fields and getattr(self, key) != default_of(fields[key]):
-                raise ValueError(f"{key} is set by this script. Use instead: {instead}.")
+                raise ValueError(f"{key} is set by this script: {instead}.")
         if not self.use_cpu and not torch.accelerator.is_available():
             raise ValueError("torch sees no GPU. Install a GPU build of torch and a driver, or add --use_cpu.")
         if self.max_steps < 1:

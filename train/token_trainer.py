@@ -180,6 +180,8 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
 
 def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | None]:
     """The trainer of a recipe, and the checkpoint to go on from. Wrong settings show here, before any training."""
+    if recipe.lora_vocabulary == "rows" and is_sharded(config):
+        raise ValueError("lora_vocabulary: PEFT can't train single rows of sharded matrices. Allowed: frozen, all.")
     checkpoint = prepare_output(config.output_dir, recipe.resume)
     processor = load_processor(recipe.model)
     opened = {
@@ -201,7 +203,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     }
     config.packing, config.dataset_kwargs, config.remove_unused_columns = True, {"skip_prepare_dataset": True}, False
     config.train_sampling_strategy = "sequential"  # the plan has shuffled already
-    config.gradient_checkpointing = checkpoint_activations(model, recipe, config)
+    choose_checkpointing(model, recipe, config)
     trainer = TokenTrainer(
         config=model.config,
         model=model,
@@ -215,7 +217,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
         for name, (_, lengths) in opened.items():
             print(f"{name}: {len(lengths)} rows, {plan.left_out[name]} longer than {config.max_length} left out")
         print(f"{packs_per_step} packs of {config.max_length} ids a step, all rows once: about {steps} steps")
-        print(f"activation checkpointing: {'on' if config.gradient_checkpointing else 'off'}", flush=True)
+        print(f"activation checkpointing: {'on' if config.activation_checkpointing else 'off'}", flush=True)
     return trainer, checkpoint
 
 
@@ -227,20 +229,25 @@ def heldout_packs(name: str, source: dict, recipe: RowsRecipe, config: RowsConfi
     return pack_dataset(rows, packs, len(packs), recipe.learn)
 
 
-def checkpoint_activations(model, recipe: ModelRecipe, config) -> bool:
-    """What the recipe says, else by memory (budget.py)."""
-    if config.gradient_checkpointing is not None:
-        return config.gradient_checkpointing
-    device = config.device
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" or config.deepspeed_plugin is not None
-    return needs_checkpointing(
-        model,
-        tokens=config.per_device_train_batch_size * config.max_length,
-        computing=torch.bfloat16 if config.bf16 or recipe.dtype == "bfloat16" else torch.float32,
-        frozen=recipe.lora_r > 0 and recipe.lora_vocabulary != "all",
-        shards=config.world_size if sharded else 1,
-        device_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
-    )
+def is_sharded(config) -> bool:
+    """Whether accelerate was asked for FSDP, or for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or config.deepspeed_plugin is not None
+
+
+def choose_checkpointing(model, recipe: ModelRecipe, config) -> None:
+    """Sets activation checkpointing as the recipe says: on, off, or by memory (budget.py)."""
+    on = recipe.checkpointing == "on"
+    if recipe.checkpointing == "auto":
+        device = config.device
+        on = needs_checkpointing(
+            model,
+            tokens=config.per_device_train_batch_size * config.max_length,
+            computing=torch.bfloat16 if config.bf16 or recipe.dtype == "bfloat16" else torch.float32,
+            frozen=recipe.lora_r > 0 and recipe.lora_vocabulary != "all",
+            shards=config.world_size if is_sharded(config) else 1,
+            device_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
+        )
+    config.activation_checkpointing = config.gradient_checkpointing = on  # TRL reads the old name, the Trainer the new
 
 
 def run(trainer: SFTTrainer, checkpoint: str | None, recipe: ModelRecipe) -> None:
