@@ -298,6 +298,7 @@ ERRORS = {
     "bad choice": ({"lora_vocabulary": "some", "lora_r": 4}, "allowed: frozen, rows, all"),
     "rows without lora": ({"lora_vocabulary": "rows"}, "Without LoRA"),
     "lora from scratch": ({"from_scratch": True, "lora_r": 4}, "an adapter needs a trained base"),
+    "no reporter": ({"report_to": "trackio"}, "trackio is not installed. pip install trackio"),
     "no liger": ({"liger": True}, "liger-kernel is not installed"),
     "no checkpoint": ({"model": "WORKSHOP"}, "it has no config.json"),
     "other model": ({"model": "WORKSHOP/llama"}, "is a 'llama' checkpoint, not AnyGPT's. Grow it first"),
@@ -335,6 +336,7 @@ def broken(workshop) -> Path:
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_is_wrong_is_said_in_one_line(case, broken, tmp_path, scripts, monkeypatch, capsys):
+    monkeypatch.setattr(scripts("recipe"), "find_spec", lambda name: None)
     changes, message = ERRORS[case]
     changes = {key: str(value).replace("WORKSHOP", str(broken)) for key, value in changes.items()}
     monkeypatch.setattr(sys, "argv", ["sft.py", *words(broken, tmp_path / "out", **changes)])

@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -116,6 +117,9 @@ class TrainingDefaults:
                 raise ValueError(f"{key} is set by this script: {instead}.")
         if not self.use_cpu and not torch.accelerator.is_available():
             raise ValueError("torch sees no GPU. Install a GPU build of torch and a driver, or add --use_cpu.")
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:
+            if name in ("tensorboard", "trackio", "wandb") and find_spec(name) is None:
+                raise ValueError(f"report_to: {name} is not installed. pip install {name}, or leave report_to out.")
         if self.max_steps < 1:
             raise ValueError("max_steps is missing: how many steps to train. A mixture has no end of its own.")
         super().__post_init__()
