@@ -53,6 +53,8 @@ data/speech/codes_heldout.npz: | eval-deps
 eval-deps: $(VENV)/.package
 	$(PIP) --no-build-isolation -e ".[eval,data,train]"
 	$(PIP) --no-deps basic-pitch==0.4.0 Resemblyzer==0.1.4 tinysoundfont==0.3.7
+	@# Fills numba's cache: two processes that compile librosa at once leave one that crashes both.
+	$(BIN)/python -c "import librosa, numpy; librosa.onset.onset_detect(y=numpy.random.randn(22050).astype('float32'))"
 
 # Rebuilds every weight of the embedded checkpoint: data, codecs, alignment pre-training, instruction tuning. Hours on two
 # cores, but for the speech codec, which is meant for a GPU (train/codec_speech.py, minutes on an H100).
