@@ -61,6 +61,7 @@ def words(workshop: Path, out: Path, **changes) -> list[str]:
     settings = {"model": workshop / "model", "output_dir": out, "data_cache": workshop / "cache", "use_cpu": True}
     settings |= {"max_length": 128, "max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
     settings |= {"disable_tqdm": True, "gradient_accumulation_steps": 2}
+    settings |= {"heldout_rows": 4} if "pairs" not in changes else {}
     if "pairs" not in changes:
         rates = {"speech": 0.5, "image": 0.3, "music": 0.2}
         settings["mixture"] = json.dumps({n: {"rows": str(workshop / n), "rate": r} for n, r in rates.items()})
