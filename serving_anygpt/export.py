@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
@@ -56,6 +57,8 @@ def export(folder: str, out: str, target: str = "plain", adapter: str | None = N
     media.model_config(folder)
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
+    if not has_tokenizer(folder):
+        raise ValueError(f"{folder} has no tokenizer. Put its files there.")
     check_compatible(config, AutoTokenizer.from_pretrained(folder))
     plain = plain_config(config)
     with torch.device("meta"):
@@ -173,6 +176,11 @@ def merge(folder: Path, adapter: str):
             f"place, {len(taken - given)} are missing, for example {min(given ^ taken)!r}."
         )
     return tuned.merge_and_unload()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a vocabulary. Of one that doesn't transformers makes something, or fails."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:

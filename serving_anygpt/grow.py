@@ -31,6 +31,7 @@ from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.conversation import chat_template_for
 
 from . import media
+from .export import has_tokenizer
 from .progress import step
 
 NOISE = 0.1  # standard deviation of a new row around the mean, in those of the old rows
@@ -144,6 +145,9 @@ def load_backbone(source: dict):
             raise ValueError(f"The backbone is of type {config.model_type!r}, not a causal language model.")
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError("The backbone is quantised, and its rows can't be grown. Give the original weights.")
+        folder = Path(source["pretrained_model_name_or_path"])
+        if folder.is_dir() and "gguf_file" not in source and not has_tokenizer(folder):
+            raise ValueError(f"{folder} has no tokenizer. Put its files there.")
         tokenizer = AutoTokenizer.from_pretrained(**options)
         model = AutoModelForCausalLM.from_pretrained(config=config, dtype="auto", **options).eval()
     except (OSError, SafetensorError, RuntimeError, LookupError, struct.error) as error:  # files cut short
@@ -151,8 +155,6 @@ def load_backbone(source: dict):
         raise ValueError(f"Cannot load {source['pretrained_model_name_or_path']}: {reason}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"The backbone's tokenizer ({type(tokenizer).__name__}) is not a fast one.")
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what transformers makes of no files
-        raise ValueError(f"{source['pretrained_model_name_or_path']} has no tokenizer. Put its files there.")
     if tokenizer.pad_token is None:  # Llama has none; batches need one, and the mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # what `generate` needs of a batch

@@ -169,7 +169,7 @@ BAD = {
     "broken index": ("broken_index out", "is not an index of shards"),
     "weights of another": ("other_weights out", "tensors are not those of its config.json"),
     "tokenizer of another": ("other_tokenizer out", "tokenizer"),
-    "no tokenizer": ("no_tokenizer out", "the tokenizer has no token"),
+    "no tokenizer": ("no_tokenizer out", "no tokenizer has no tokenizer"),
     "no adapter": ("good out --adapter taken", "taken holds no adapter"),
     "adapter cut short": ("good out --adapter lora_cut", "lora cut is not an adapter of good"),
     "adapter of other shapes": ("good out --adapter lora_of_another_model", "is not an adapter of good"),
