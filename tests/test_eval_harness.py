@@ -58,6 +58,4 @@ def test_a_grown_backbone_keeps_its_text(task, tmp_path):
             assert lm.media.isdisjoint(lm.tok_encode("the cat <sosp> [Human] finds"))
     assert likelihoods["text"] == pytest.approx(likelihoods["plain"], abs=1e-4)
     assert accuracies["text"] == accuracies["plain"]
-    assert all(
-        g < p for g, p in zip(likelihoods["grown"], likelihoods["plain"], strict=True)
-    )
+    assert all(g < p for g, p in zip(likelihoods["grown"], likelihoods["plain"], strict=True))
