@@ -73,9 +73,10 @@ def test_the_script_makes_rows_of_real_media(finished, processor):
     assert manifest["tokens"] == sum(row["length"] for row in made) and len(manifest["codecs"]["speech"]) == 64
 
 
-def test_ray_resumes_and_makes_the_same_rows(finished, manifest_file, tmp_path):
-    out, start = tmp_path / "rows", time.time()
+def test_ray_resumes_and_makes_the_same_rows(finished, manifest_file, tmp_path, monkeypatch):
+    out = tmp_path / "rows"
     out.mkdir()
+    monkeypatch.setenv("ANYGPT_TEST_RUN", str(tmp_path))  # Ray's processes inherit it; other runs of Ray have another
     # As a killed run leaves it: a shard, a manifest, half a file.
     (out / rows.shard_name(1)).write_bytes((finished / rows.shard_name(1)).read_bytes())
     facts = {k: v for k, v in rows.read_manifest(finished).items() if k not in ("complete", "version")}
@@ -86,15 +87,19 @@ def test_ray_resumes_and_makes_the_same_rows(finished, manifest_file, tmp_path):
     assert script("prepare_data").main(command) == 0
     assert content(out) == content(finished)
     assert (out / rows.shard_name(1)).stat().st_mtime_ns == before
-    assert not list(out.glob(".*")) and not ray_processes(since=start)
+    assert not list(out.glob(".*")) and not ray_processes(run=str(tmp_path))
 
 
-def ray_processes(since: float) -> list[psutil.Process]:
-    """Processes of Ray that were started after the Unix time `since` and don't end within a minute."""
-    started = [p for p in psutil.process_iter(["cmdline", "create_time"]) if p.info["create_time"] >= since]
-    rays = [p for p in started if any(mark in " ".join(p.info["cmdline"] or ()) for mark in ("ray::", "/ray/"))]
-    _, alive = psutil.wait_procs(rays, timeout=60)
-    return alive
+def ray_processes(run: str) -> list[psutil.Process]:
+    """Processes that the run of Ray of this name started and that don't end within a minute."""
+    rays = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("ANYGPT_TEST_RUN") == run:
+                rays.append(process)
+        except psutil.Error:  # ended meanwhile, or another user's
+            continue
+    return psutil.wait_procs(rays, timeout=60)[1]
 
 
 @pytest.mark.parametrize(
