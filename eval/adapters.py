@@ -32,7 +32,8 @@ class Item:
 
 
 def librispeech(root: str | Path, split: str = "test-clean") -> list[Item]:
-    """LibriSpeech (Panayotov et al. 2015): `SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt`, a .flac for each line.
+    """LibriSpeech (Panayotov et al. 2015): `SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt`, a .flac for each line,
+    and `SPEAKERS.TXT`, where it was kept: all its speakers of the split must be there.
 
     Args:
         root: the folder `LibriSpeech`, or the one it was unpacked into.
@@ -41,6 +42,11 @@ def librispeech(root: str | Path, split: str = "test-clean") -> list[Item]:
     root = Path(root)
     root = root / "LibriSpeech" if (root / "LibriSpeech").is_dir() else root
     folder = _folder(root / split, "LibriSpeech")
+    if (root / "SPEAKERS.TXT").is_file():  # comes with every archive: ID | SEX | SUBSET | MINUTES | NAME
+        for line in _lines(root / "SPEAKERS.TXT", "LibriSpeech"):
+            speaker, _, subset = (f"{line}||".split("|"))[:3]
+            if subset.strip() == split:
+                _folder(folder / speaker.strip(), "LibriSpeech")
     items = []
     for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
         transcript = _file(chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt", "LibriSpeech")

@@ -48,8 +48,8 @@ def load(protocol: Protocol, root: Path) -> list[Example]:
     Raises:
         ValueError: data that are not there or not complete; other data than the protocol's sample list names.
     """
-    data = {"folder": ".", "options": {}, "sample": {}} | protocol.data
-    unknown = set(data) - {"source", "folder", "version", "options", "sample"}
+    data = {"folder": ".", "options": {}, "sample": {}, "items": None} | protocol.data
+    unknown = set(data) - {"source", "folder", "version", "options", "sample", "items"}
     if unknown:
         raise ValueError(f"{protocol.name}: unknown keys of data: {sorted(unknown)}.")
     folder, source = Path(root) / data["folder"], data["source"]
@@ -69,6 +69,11 @@ def load(protocol: Protocol, root: Path) -> list[Example]:
             raise ValueError(f"{protocol.name}: unknown data source {source!r}. Known: tiny_..., {', '.join(read)}.")
         paths = {"csv": folder / "musiccaps-public.csv", "audio": folder / "audio"} if source == "musiccaps" else {}
         items = read[source](**paths, **data["options"]) if paths else read[source](folder, **data["options"])
+        if data["items"] not in (None, len(items)):
+            raise ValueError(
+                f"{protocol.name}: {folder} holds {len(items)} items, {data['version']} has {data['items']}. "
+                "Unpack the archives again."
+            )
         found = as_examples(protocol.task, sample(items, data["sample"], protocol.name), items)
     return found
 

@@ -2,7 +2,8 @@
 
 `build(spec, ...)` makes a judge of a protocol's `judges` entry: a function of examples and their outputs that gives a
 dict of fields each. Keys of every entry: "judge" (a name below), "systems" (only these kinds), "group" (only these
-examples), "every" (only each N-th example), "revision" (what was used when the protocol was written), and its own.
+examples), "every" (only each N-th example), "revision" (its commit on the hub, or packages with their versions: what
+differs is noted as a deviation), and its own.
 
 | judge | fields | its own keys |
 |---|---|---|
@@ -30,6 +31,7 @@ import judge_music
 import judge_speech
 import numpy as np
 import tiny_examples
+from checkpoints import checkpoint
 from systems import Output
 
 from examples import Example, sound
@@ -41,12 +43,12 @@ REQUESTED = ("instrument", "tempo", "mode")  # what a spoken request for a tune 
 HEARING_RATE = 16_000  # Hz, of every judge of speech
 
 
-def build(spec: dict, data: Path, checkpoints: Path | None, model=None, device: str = "cpu") -> Judge:
+def build(spec: dict, data: Path, folder: Path | None, model=None, device: str = "cpu") -> Judge:
     """The judge of a protocol's entry.
 
     Args:
         data: folder of the protocol's data, for judges that learn voices or instruments from it.
-        checkpoints: folder of the learned judges.
+        folder: of the learned judges.
         model: the language model that is judged; "well_formed" needs its modality table.
 
     Raises:
@@ -54,7 +56,7 @@ def build(spec: dict, data: Path, checkpoints: Path | None, model=None, device: 
     """
     own = {k: v for k, v in spec.items() if k not in ("judge", "systems", "group", "every", "revision")}
     if "checkpoint" in own and own["checkpoint"] != "resemblyzer":
-        own["checkpoint"] = checkpoint(own["checkpoint"], checkpoints, spec.get("revision"))
+        own["checkpoint"] = checkpoint(own["checkpoint"], folder, spec.get("revision"))
         own["device"] = device
     make = {
         "pocketsphinx": pocketsphinx,
@@ -75,16 +77,6 @@ def build(spec: dict, data: Path, checkpoints: Path | None, model=None, device: 
     if spec["judge"] not in make:
         raise ValueError(f"Unknown judge {spec['judge']!r}. Known: {', '.join(make)}.")
     return make[spec["judge"]](**own)
-
-
-def checkpoint(name: str, folder: Path | None, revision: str | None = None) -> str:
-    """The folder of a learned judge; nothing is downloaded here."""
-    path = None if folder is None else folder / name
-    if path is None or not path.exists():
-        where = folder or "JUDGES"
-        get = f"hf download {name}{f' --revision {revision}' if revision else ''} --local-dir {where}/{name}"
-        raise ValueError(f"No judge {name} in {where}: {get}, then --judges {where}")
-    return str(path)
 
 
 @functools.cache
@@ -112,6 +104,7 @@ def pocketsphinx(grammar: str) -> Judge:
     return judge
 
 
+@functools.cache  # several systems and protocols are judged by the same one
 def whisper(checkpoint: str, device: str) -> Judge:
     """Greedy transcription in English."""
     from transformers import pipeline
@@ -128,6 +121,7 @@ def whisper(checkpoint: str, device: str) -> Judge:
     return judge
 
 
+@functools.cache  # learns the voices once a run
 def nearest_voice(data: Path) -> Judge:
     """Whether the voice asked for is the nearest of the training voices."""
     speech = tiny_examples.Recordings(data / "codes_heldout")

@@ -37,7 +37,7 @@ class Row:
         metric: "mean" of a judged field, or a module of `metrics/`.
         field: what of each record the metric takes: a judged field, "text" or "transcript" (the reply's), "medium".
         against: what text metrics compare with: "texts" (of the data) or "text" (the reply's own).
-        options: further arguments of the metric; a "checkpoint" lies in the folder of judges.
+        options: further arguments of the metric; a "checkpoint" lies in the folder of judges and has a "revision".
         group: only the examples of this group.
         better: "higher" or "lower".
         floor: what a system without information scores.
@@ -84,6 +84,19 @@ class Protocol:
     @property
     def target(self) -> str:
         return TASKS[self.task][1]
+
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """{learned judge: its revision} of all judges and rows; "resemblyzer" is a package."""
+        specs = [*self.judges, *(row.options for row in self.rows)]
+        named = {spec["checkpoint"]: spec.get("revision") for spec in specs if "checkpoint" in spec}
+        return {name: revision for name, revision in named.items() if name != "resemblyzer"}
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """{package: version} of the judges that are packages."""
+        named = [spec["revision"] for spec in self.judges if "checkpoint" not in spec and "revision" in spec]
+        return dict(each.partition(" ")[::2] for revision in named for each in revision.split(", "))
 
 
 def read(path: Path) -> Protocol:

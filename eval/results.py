@@ -1,8 +1,8 @@
 """Result files: per-item records appended as they come, then one JSON file with everything a number rests on.
 
 `R/SYSTEM/TASK.json` is the result. While a run is under way, `R/SYSTEM/TASK.KEY.RANK.jsonl` grows by one batch at a
-time; KEY stands for all that moves a number (protocol, model, data, seed, versions), so records of another run are
-never taken for this one's. Media lie in `R/SYSTEM/media/TASK/`.
+time; KEY stands for all that moves a number (protocol, model, data, judges, seed, versions), so records of another run
+are never taken for this one's. Media lie in `R/SYSTEM/media/TASK.KEY/`.
 """
 
 import functools
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import judges
 import soundfile
+from checkpoints import checkpoint
 from PIL import Image
 from protocol import Protocol, Row
 
@@ -27,8 +28,8 @@ PACKAGES = (
 )  # fmt: skip
 # Files of this folder that make numbers; the others only show them.
 CODE = (
-    "adapters", "examples", "judge_music", "judge_speech", "judges", "protocol", "results", "run", "systems",
-    "tiny_examples",
+    "adapters", "checkpoints", "examples", "judge_music", "judge_speech", "judges", "protocol", "results", "run",
+    "systems", "tiny_examples",
 )  # fmt: skip
 CORPUS = ("fid", "frechet_audio_distance")  # distances between sets: no score of an item
 
@@ -145,10 +146,9 @@ def scored(row: Row, examples: tuple, records: tuple, folder: Path, options: dic
         if row.metric in CORPUS:
             values = [str(folder / value) for value in values]
             references = [example.reference for example in examples]
-            extra |= {
-                "checkpoint": judges.checkpoint(extra["checkpoint"], options["judges"]),
-                "device": options["device"],
-            }
+            revision = extra.pop("revision", None)
+            extra["checkpoint"] = checkpoint(extra["checkpoint"], options["judges"], revision)
+            extra["device"] = options["device"]
         elif row.against == "text":  # "nothing": an empty text could not be divided by
             references = [record["text"] or "nothing" for record in records]
         else:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
+import checkpoints  # noqa: E402
 import judges  # noqa: E402
 import protocol  # noqa: E402
 import results  # noqa: E402
@@ -56,9 +57,8 @@ def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     chosen = protocol.choose(args.task, args.protocols)
     for each in chosen:  # before anything long: are all judges there?
-        for spec in [*each.judges, *(row.options for row in each.rows)]:
-            if spec.get("checkpoint", "resemblyzer") != "resemblyzer":
-                judges.checkpoint(spec["checkpoint"], args.judges, spec.get("revision"))
+        for name, revision in each.checkpoints.items():
+            checkpoints.checkpoint(name, args.judges, revision)
     state = PartialState(cpu=args.cpu or not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     for words in args.model:
         system = systems.load(words, state.device, args.dtype)
@@ -77,6 +77,7 @@ def evaluate(system, about: dict, wanted: protocol.Protocol, args: argparse.Name
     size = args.batch or wanted.decoding.get("batch", BATCH)
     header = {"system": {k: v for k, v in about.items() if k != "name"}, "protocol": wanted.name, "hash": wanted.hash}
     header |= {"sample": examples.list_hash(every), "seed": args.seed, "batch": size, "versions": results.versions()}
+    header |= {"judges": checkpoints.identify(wanted, args.judges)}
     folder, task = args.out / system.name, wanted.name.replace("/", "_")
     key = results.key_of(header)
     if args.again and state.is_main_process:
@@ -84,6 +85,7 @@ def evaluate(system, about: dict, wanted: protocol.Protocol, args: argparse.Name
             path.unlink()
     state.wait_for_everyone()
     done = results.read_records(folder, task, key)
+    state.wait_for_everyone()  # all share out the same rest: nobody adds to it before everybody has read it
     todo = [batch for batch in batches(wanted, every, size) if any(example.id not in done for example in batch)]
     mine = todo[state.process_index :: state.num_processes]
     if mine:
@@ -99,7 +101,9 @@ def evaluate(system, about: dict, wanted: protocol.Protocol, args: argparse.Name
     notes |= {"processes": state.num_processes, "threads": torch.get_num_threads()}
     content = header | {"system": about, "key": key, "task": wanted.task, "about": wanted.about, "run": notes}
     content |= {"protocol": {"name": wanted.name, "hash": wanted.hash, "file": wanted.content}}
-    content |= {"deviations": [f"{args.limit} examples of each group only"] if args.limit else []}
+    deviations = [f"{args.limit} examples of each group only"] if args.limit else []
+    deviations += checkpoints.deviations(wanted, header["judges"], header["versions"])
+    content |= {"deviations": deviations}
     results.write_json(folder / f"{task}.json", content | {"rows": rows, "items": records})
     for row in rows:
         print(f"{system.name}: {row['name']}: {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", flush=True)
@@ -117,6 +121,7 @@ def batches(wanted: protocol.Protocol, every: list, size: int) -> Iterator[list]
 
 def work(system, wanted: protocol.Protocol, every: list, todo: list, args, path: Path, state: PartialState) -> None:
     """Answers and judges the batches `todo`; each is in the file `path` before the next begins."""
+    media = path.parent / "media" / path.name.rsplit(".", 2)[0]  # another run (KEY) has another folder
     system.prepare(wanted, every)
     place = {example.id: index for index, example in enumerate(every)}
     model = getattr(system, "model", None)
@@ -140,7 +145,7 @@ def work(system, wanted: protocol.Protocol, every: list, todo: list, args, path:
                     judged[i] |= {k: round(v, 6) if isinstance(v, float) else v for k, v in fields.items()}
         records = []
         for example, output, fields in zip(batch, outputs, judged, strict=True):
-            stem = path.parent / "media" / wanted.name.replace("/", "_") / example.id.replace("/", "_")
+            stem = media / example.id.replace("/", "_")
             record = {"id": example.id, "group": example.group, "texts": list(example.texts), "text": output.text}
             record |= {"transcript": output.transcript, "medium": results.save_medium(output.medium, stem)}
             record |= {"problem": output.problem, "judged": fields}

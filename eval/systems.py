@@ -10,7 +10,6 @@
 `NAME=` before any of them names it in tables.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from checkpoints import fingerprint
 from PIL import Image
 from protocol import TASKS, Protocol
 
@@ -165,13 +165,15 @@ class Reference(System):
     Args:
         folder: the checkpoint; None: no codec.
         shuffled: shuffle the codes before they are decoded.
+        processor: of the folder, where it is loaded already.
     """
 
-    def __init__(self, name: str, folder: str | None = None, device: Any = "cpu", shuffled: bool = False):
-        self.name, self.folder, self.shuffled = name, folder, shuffled
+    def __init__(
+        self, name: str, folder: str | None = None, device: Any = "cpu", shuffled: bool = False, processor: Any = None
+    ):
+        self.name, self.folder, self.shuffled, self.processor = name, folder, shuffled, processor
         self.kind = "broken" if shuffled else "codec" if folder else "original"
-        self.processor = None
-        if folder:
+        if folder and processor is None:
             self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True).to(device)
 
     def describe(self) -> dict:
@@ -209,7 +211,7 @@ class Shuffled(System):
     def __init__(self, name: str, folder: str, device: torch.device, dtype: str = "auto"):
         self.name = name
         self.model = Model(name, folder, device, dtype, shuffled=True)
-        self.reference = Reference(name, folder, device, shuffled=True)
+        self.reference = Reference(name, folder, device, shuffled=True, processor=self.model.processor)
 
     def describe(self) -> dict:
         return self.model.describe()
@@ -269,14 +271,3 @@ def shuffle(codes: list[np.ndarray], size: int, seed: int) -> list[np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     return [np.stack([rng.permutation(size)[rng.permutation(book)] for book in item]) for item in codes]
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over the names and contents of all weights and settings of a checkpoint folder."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".jinja", ".model")):
-        total.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    return total.hexdigest()

@@ -25,15 +25,41 @@ FEWEST = 6  # items that a difference must rest on: with fewer even a sign test 
 
 
 def load(folders: list[Path]) -> dict[str, dict[str, dict]]:
-    """All result files below the folders: {system: {protocol: result}}, models first."""
+    """All result files below the folders: {system: {protocol: result}}, models first.
+
+    Raises:
+        ValueError: there are none, or some that can't stand in one table (`refuse_mixtures`).
+    """
     found: dict[str, dict[str, dict]] = {}
-    for path in sorted(path for folder in folders for path in folder.glob("*/*.json")):
+    for path in sorted({path for folder in folders for path in folder.glob("*/*.json")}):
         result = json.loads(path.read_text(encoding="utf-8"))
         result["folder"] = path.parent
+        for other in (other for results in found.values() for other in results.values()):
+            refuse_mixtures(other, result)
         found.setdefault(result["system"]["name"], {})[result["protocol"]["name"]] = result
     if not found:
         raise ValueError(f"No result files in {', '.join(map(str, folders))}: eval/run.py --out FOLDER makes them.")
     return dict(sorted(found.items(), key=lambda pair: SYSTEM_KINDS.index(kind_of(pair[1]))))
+
+
+def refuse_mixtures(first: dict, second: dict) -> None:
+    """Two results of one table must be of one version of a protocol, and a system's of one checkpoint.
+
+    Raises:
+        ValueError: they are not, or they are two results of one system for one protocol.
+    """
+    folders = " and ".join(dict.fromkeys(str(result["folder"]) for result in (first, second)))
+    name, task = second["system"]["name"], second["protocol"]["name"]
+    same_protocol, same_system = first["protocol"]["name"] == task, first["system"]["name"] == name
+    if same_protocol and first["protocol"]["hash"] != second["protocol"]["hash"]:
+        raise ValueError(f"{folders} hold results of two versions of the protocol {task}. Run one of them again.")
+    if same_protocol and same_system:
+        raise ValueError(f"{folders} hold two results of {name!r} for {task}. Name one anew: run.py --model NAME=...")
+    if same_system and first["system"].get("fingerprint") != second["system"].get("fingerprint"):
+        raise ValueError(
+            f"{folders} hold results of two checkpoints called {name!r}: {first['protocol']['name']} is of another "
+            f"than {task}. Run all tasks again, or remove what is older."
+        )
 
 
 def kind_of(results: dict[str, dict]) -> str:
@@ -116,18 +142,19 @@ def card_table(systems: dict, model: str) -> str:
 
 
 def floor_table(systems: dict, model: str) -> str:
-    """Deliberately broken models beside the model; "(!)" where one scores above the floor."""
+    """Deliberately broken models beside the model; "(!)" where one scores above the floor. Rows without one are left
+    out: they can't show anything (DNSMOS listens for noise, not for words)."""
     broken = of_kind(systems, "broken")
     text = f"| task | judge | {model} | {' | '.join(broken)} | floor |\n|---|---|---|{'---|' * len(broken)}---|\n"
     for line in lines({name: systems[name] for name in (model, *broken)}):
         row = line["row"]
-        if not any(name in line["cells"] for name in broken):
+        if row["floor"] is None or not any(name in line["cells"] for name in broken):
             continue
         cells = [row["name"], row["judge"], number(line["cells"].get(model))]
         cells += [
             number(line["cells"].get(name)) + ("" if at_floor(line["cells"].get(name)) else " (!)") for name in broken
         ]
-        text += f"| {' | '.join([*cells, '' if row['floor'] is None else str(row['floor'])])} |\n"
+        text += f"| {' | '.join([*cells, str(row['floor'])])} |\n"
     return text
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def librispeech(root: Path, utterances: int = 3) -> Path:
-    """`root/LibriSpeech/test-clean/SPEAKER/CHAPTER/`: two speakers, three chapters. Returns `root/LibriSpeech`."""
+    """`root/LibriSpeech` with `SPEAKERS.TXT` and `test-clean/SPEAKER/CHAPTER/` of two speakers, three chapters."""
     texts = ("HE HOPED THERE WOULD BE STEW", "THE NIGHT WAS WARM", "SHE SANG")
     for speaker, chapter in ((1089, 134686), (1089, 134691), (121, 121726)):
         folder = root / "LibriSpeech" / "test-clean" / str(speaker) / str(chapter)
@@ -25,6 +25,9 @@ def librispeech(root: Path, utterances: int = 3) -> Path:
             tone(folder / f"{name}.flac", speaker + i, 16_000)
         lines = [f"{name} {texts[i % len(texts)]}" for i, name in enumerate(names)]
         text(folder / f"{speaker}-{chapter}.trans.txt", *lines)
+    listed = ("1089 | M | test-clean | 8.01 | Peter Bobbe", "121 | F | test-clean | 8.15 | Nikolle Doolin")
+    other = "14 | F | train-clean-360 | 25.03 | Kristin LeMoine"
+    text(root / "LibriSpeech" / "SPEAKERS.TXT", ";ID |SEX| SUBSET |MINUTES| NAME", *listed, other)
     return root / "LibriSpeech"
 
 

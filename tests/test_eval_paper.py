@@ -17,6 +17,8 @@ import protocol  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 
+import examples  # noqa: E402
+
 ITEMS = 2
 # What the judges of each protocol leave in a record.
 FIELDS = {
@@ -68,6 +70,7 @@ def judges(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("task", FIELDS)
 def test_protocol_runs_to_its_rows(task, data, judges, checkpoint, tmp_path):
     content = yaml.safe_load((protocol.FOLDER / "paper" / f"{task}.yaml").read_text())
+    content["data"].pop("items", None)
     if "sample" in content["data"]:
         content["data"]["sample"]["count"] = ITEMS
     content["decoding"] |= {"max_new_tokens": 80}
@@ -79,3 +82,13 @@ def test_protocol_runs_to_its_rows(task, data, judges, checkpoint, tmp_path):
     ((_, (result,)),) = [(name, list(each.values())) for name, each in tables.load([tmp_path / "out"]).items()]
     assert [row["name"] for row in result["rows"]] == [row["name"] for row in content["rows"]]
     assert [set(item["judged"]) for item in result["items"]] == [FIELDS[task]] * ITEMS
+    learned = protocol.read(tmp_path / f"{task}.yaml").checkpoints
+    assert {name: len(judge["fingerprint"]) for name, judge in result["judges"].items()} == dict.fromkeys(learned, 64)
+    assert len(result["deviations"]) == 1 + len(learned)  # few items, and judges of no revision that the paper's name
+
+
+@pytest.mark.parametrize("task, count", [("asr", 9), ("image_captioning", 2), ("text_to_image", 6)])
+def test_an_incomplete_data_set_is_refused(task, count, data):
+    """The miniatures are: they have fewer items than the archives."""
+    with pytest.raises(ValueError, match=rf"paper/{task}: .* holds {count} items, .* has \d+\. Unpack"):
+        examples.load(protocol.read(protocol.FOLDER / "paper" / f"{task}.yaml"), data)

@@ -180,7 +180,10 @@ def test_records_of_several_processes_and_of_other_runs(tmp_path):
 
 def test_another_seed_is_another_run(evaluated, protocols, checkpoint):
     out, found = evaluated
+    drawn = {path: path.read_bytes() for path in (out / "tiny" / "media").glob("*/*.png")}
     evaluate(protocols, out, f"tiny={checkpoint}", more=("--seed", "1", "--limit", "1"))
+    assert len(drawn) == COUNT and all(path.read_bytes() == content for path, content in drawn.items())
+    assert len(list((out / "tiny" / "media").glob("*/*.png"))) == COUNT + 1  # beside the first run's
     name, result = next(iter(tables.load([out])["tiny"].items()))
     assert result["seed"] == 1 and result["deviations"] == ["1 examples of each group only"]
     assert result["key"] != found["tiny"][name]["key"]
@@ -241,6 +244,24 @@ def test_a_card_gets_its_table_and_model_index(evaluated, tmp_path):
         report.main([str(out), "--card", str(card)])
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({}, "two results of 'a' for p"),
+        ({"protocol": {"name": "p", "hash": "2"}, "system": {"name": "b"}}, "two versions of the protocol p"),
+        (
+            {"protocol": {"name": "q", "hash": "1"}, "system": {"name": "a", "fingerprint": "y"}},
+            "two checkpoints called 'a': p is of another than q",
+        ),
+    ],
+)
+def test_what_belongs_in_no_common_table_is_refused(change, message):
+    first = {"protocol": {"name": "p", "hash": "1"}, "system": {"name": "a", "fingerprint": "x"}, "folder": "A"}
+    with pytest.raises(ValueError, match=f"A and B hold .*{message}"):
+        tables.refuse_mixtures(first, first | {"folder": "B"} | change)
+    tables.refuse_mixtures(first, first | {"system": {"name": "b", "fingerprint": "y"}})
+
+
 def test_floors_are_shown_and_what_is_above_them_marked():
     row = {"name": "r", "judge": "j", "floor": 0.1, "better": "higher", "bar": None}
     result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": [{"name": "r"}]}}}
@@ -253,6 +274,8 @@ def test_floors_are_shown_and_what_is_above_them_marked():
         {"m": system("model", 0.9), "x": system("broken", 0.12), "y": system("broken", 0.3)}, "m"
     )
     assert "| r | j | 0.900 | 0.120 | 0.300 (!) | 0.1 |" in text
+    row["floor"] = None  # such a row can't show anything
+    assert "| r |" not in tables.floor_table({"m": system("model", 0.9), "x": system("broken", 0.12)}, "m")
 
 
 @pytest.mark.parametrize("better, verdict", [("higher", "better"), ("lower", "worse")])
