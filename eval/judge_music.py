@@ -60,13 +60,18 @@ def notes(audio: np.ndarray, sampling_rate: int) -> list[Note]:
 
     Only between B3 and G#5, the tiny world's range and a semitone more, so that overtones are not taken for notes.
     """
+    return list(_notes(np.asarray(audio, np.float32).tobytes(), sampling_rate))
+
+
+@lru_cache(maxsize=256)  # half a second each; two judges ask for the same clip, and again for the next system
+def _notes(samples: bytes, sampling_rate: int) -> tuple[Note, ...]:
     model = _basic_pitch()
     with _quiet(), tempfile.NamedTemporaryFile(suffix=".wav") as file:  # its public function reads files only
         from basic_pitch.inference import predict
 
-        soundfile.write(file.name, audio, sampling_rate)
+        soundfile.write(file.name, np.frombuffer(samples, np.float32), sampling_rate)
         events = predict(file.name, model, onset_threshold=0.6, minimum_frequency=240, maximum_frequency=840)[2]
-    return sorted((float(onset), float(offset), int(pitch)) for onset, offset, pitch, *_ in events)
+    return tuple(sorted((float(onset), float(offset), int(pitch)) for onset, offset, pitch, *_ in events))
 
 
 def note_f1(reference: list[Note], estimate: list[Note], tolerance: float = 0.05) -> float:
