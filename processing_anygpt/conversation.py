@@ -28,7 +28,7 @@ from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from .vocabulary import (
     ASSISTANT,
@@ -41,6 +41,7 @@ from .vocabulary import (
     codes_to_ids,
     find_modality,
     modalities_from_tokenizer,
+    ordinary_token,
 )
 
 __all__ = ["add_modality_tokens", "encode_text", "modalities_from_tokenizer", "render", "render_text"]
@@ -88,7 +89,7 @@ class TextOnly:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.gap = f"<{secret}>"
-        self.backend.add_tokens([AddedToken(self.gap, normalized=False, special=False)])
+        self.backend.add_tokens([ordinary_token(self.gap, self.backend)])
         self.gap_id = self.backend.token_to_id(self.gap)
         self.control_ids: dict[str, int] = {}
 
@@ -119,6 +120,7 @@ def text_only(tokenizer: Any) -> TextOnly:
 
 def encode_pieces(pieces: Sequence[Piece], copy: TextOnly) -> tuple[list[int], list[int]]:
     """Ids and labels of a conversation given in pieces, with what the tokenizer itself puts around a text (BOS)."""
+    pieces = [*pieces, ([], False)]  # a gap for nothing, as a text that is a single gap would get no prefix space
     strings = [piece if isinstance(piece, str) else copy.gap for piece, _ in pieces]
     encoding = copy.encode("".join(strings), add_special_tokens=True)
     # Piece i covers the characters from starts[i] on; text tokens find their piece by their first character.
@@ -179,15 +181,21 @@ CHAT_TEMPLATE = TEMPLATE.replace("SEPARATOR", "\\n")
 
 def chat_template_for(tokenizer: Any, separator: str = "\n") -> str:
     """`CHAT_TEMPLATE` with this separator, and with the BOS token if the tokenizer puts one before every text."""
-    starts_with_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     template = TEMPLATE.replace("SEPARATOR", json.dumps(separator)[1:-1])
-    return "{{- bos_token -}}\n" + template if starts_with_bos else template
+    if tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return template
+    text = f"{HUMAN}:"
+    spelled = tokenizer(tokenizer.bos_token + text, add_special_tokens=False)["input_ids"]
+    if spelled == tokenizer(text)["input_ids"][: len(spelled)]:
+        return "{{- bos_token -}}\n" + template
+    return "{{- bos_token + ' ' -}}\n" + template  # a BOS that is spelled out stands in for the prefix space
 
 
 def encode_text(text: str, tokenizer: Any) -> list[int]:
     """Ids of `text` as it reads inside a conversation (after a control token): never one of an added token."""
     copy = text_only(tokenizer)
-    return copy.encode(copy.gap + text, add_special_tokens=False).ids[1:]
+    ids = copy.encode(copy.gap + text, add_special_tokens=False).ids
+    return ids[ids.index(copy.gap_id) + 1 :]
 
 
 def render(

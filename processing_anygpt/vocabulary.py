@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY = "[Human]", "[MMGPT]", "<eoh>", "<eos>"
 RESPONSE, INSTRUCTION = "<-Res->", "<-Ins->"
@@ -76,15 +76,24 @@ def add_modality_tokens(tokenizer: Any, modalities: Sequence[Any]) -> list[Any]:
     """Grow `tokenizer` by the role markers and every modality's tokens; returns the modalities with their ids.
 
     The order is the released one: roles and ends, then per modality its codes, start, end, then the two markers of
-    spoken instructions. Tokens that the tokenizer already has keep their ids. Ordinary (not "special") added tokens
-    that skip normalisation, so that they are one piece wherever they stand.
+    spoken instructions. Tokens that the tokenizer already has keep their ids.
     """
     tokens = [HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY]
     for modality in modalities:
         tokens += [*code_tokens(modality), modality.start_token, modality.end_token]
     tokens += [RESPONSE, INSTRUCTION]
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+    tokenizer.add_tokens([ordinary_token(token, tokenizer.backend_tokenizer) for token in tokens])
     return modalities_from_tokenizer(tokenizer, modalities)
+
+
+def ordinary_token(token: str, backend: Tokenizer) -> AddedToken:
+    """An added token that is not "special", and one piece wherever it stands.
+
+    It skips normalisation, unless the normaliser puts a prefix before text and leaves the token as it is: that prefix
+    is for the text as a whole, which a token that skips would cut in two.
+    """
+    normalize = backend.normalizer.normalize_str if backend.normalizer else str
+    return AddedToken(token, normalized=normalize("x") != "x" and normalize(token) == token, special=False)
 
 
 def modalities_from_tokenizer(tokenizer: Any, modalities: Sequence[Any]) -> list[Any]:

@@ -1,11 +1,13 @@
 """Tokenizers, tables and codecs for tests of the processor: made in process, no checkpoint."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -43,6 +45,36 @@ def small_table() -> list[ModalitySpec]:
 def sentencepiece_tokenizer(legacy: bool) -> PreTrainedTokenizerFast:
     """The goldens' stand-in for LLaMA's tokenizer, as a fast one in either of its ways to put prefix spaces."""
     return llama_tokenizer(PROMPTS / "tokenizer.model", legacy)
+
+
+class SlowLlamaTokenizer:
+    """Texts to ids as transformers 4.44's `LlamaTokenizer` made them, with the goldens' `tokenizer.model`.
+
+    That one also hides the start of a stretch behind `<unk>`, for models that drop spaces; LLaMA's and this keep all.
+
+    Args:
+        added: the added tokens and LLaMA's own, with their ids; none strips the spaces around it.
+    """
+
+    OWN = ("<unk>", "<s>", "</s>")
+
+    def __init__(self, legacy: bool, added: dict[str, int]):
+        model = sentencepiece_model_pb2.ModelProto.FromString((PROMPTS / "tokenizer.model").read_bytes())
+        model.normalizer_spec.add_dummy_prefix = legacy
+        self.sentencepiece = SentencePieceProcessor(model_proto=model.SerializeToString())
+        self.legacy, self.added = legacy, added
+        longest_first = sorted(added, key=len, reverse=True)
+        self.split = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+
+    def __call__(self, text: str) -> list[int]:
+        if text and not self.legacy:
+            text = "▁" + text.replace("▁", " ")
+        pieces = ["<s>"]
+        for part in filter(None, self.split(text)):
+            pieces += [part] if part in self.added else self.sentencepiece.encode(part, out_type=str)
+        if not self.legacy and pieces[1:2] == ["▁"] and pieces[2:3] and pieces[2] in self.OWN:
+            del pieces[1]
+        return [self.added.get(piece, self.sentencepiece.piece_to_id(piece)) for piece in pieces]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

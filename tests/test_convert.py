@@ -20,13 +20,13 @@ from official_release import (
     write_encodec,
     write_json,
 )
-from processing_tools import golden, released_table
+from processing_tools import golden
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM
 from modeling_anygpt.conversion import llm, pickles, soundstorm, speech_tokenizer
-from processing_anygpt import AnyGPTProcessor, add_modality_tokens
+from processing_anygpt import AnyGPTProcessor
 from serving_anygpt import __version__, cli, convert
 from serving_anygpt.requests import GENERAL_INSTRUCTIONS, instructions_of
 from serving_anygpt.workshop import RECORD
@@ -185,18 +185,32 @@ def test_ids_are_those_of_the_file(release):
     assert tokenizer.convert_tokens_to_ids("<👀8191>") == 32006 + 8191
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_tokenizer_is_the_released_one_after_saving(legacy, tmp_path):
-    """Both kinds of prefix space survive; the cases are those that a fast tokenizer can do (test_conversation)."""
-    tokenizer = llm.llama_tokenizer(GOLDENS / "prompts" / "tokenizer.model", legacy)
-    add_modality_tokens(tokenizer, released_table())
-    tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    cases = golden("tokenizer_cases")[f"legacy_{legacy}"]["encode"]
-    cases = [case for case in cases if legacy or case["text"][:1] not in ("<", "[", " ")]
-    assert len(cases) >= 3
-    assert [loaded(case["text"])["input_ids"] for case in cases] == [case["ids"] for case in cases]
-    assert loaded.pad_token_id == 0 and loaded.padding_side == "left"
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_written_tokenizer_is_the_released_one(legacy, tmp_path):
+    """Both kinds of prefix space survive; `null` is what transformers 4 took for true."""
+    cases = golden("tokenizer_cases")[f"legacy_{legacy is not False}"]
+    tokens = {token: 700 + i for i, token in enumerate(added_tokens(chat=True))}
+    text = LlamaConfig(vocab_size=cases["len"], hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    official = llm.OfficialLLM(
+        config=AnyGPTConfig(text_config=text, modalities=list(llm.RELEASED_TABLE)),
+        chat=False,  # without a system prompt of its own
+        tokenizer_model=GOLDENS / "prompts" / "tokenizer.model",
+        tokenizer_settings={"legacy": legacy},
+        added_tokens=tokens,
+        shards={},
+    )
+    convert.write_settings(official, {}, tmp_path)
+    processor, tokenizer = AutoProcessor.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for case in cases["encode"]:
+        assert tokenizer(case["text"])["input_ids"] == case["ids"]
+        assert processor(text=case["text"], allow_control_tokens=True)["input_ids"] == case["ids"]
+    assert tokenizer.pad_token_id == 0 and tokenizer.padding_side == "left"
+    for messages in (
+        [{"role": "user", "content": "hello"}],
+        [{"role": "system", "content": "hello"}, {"role": "user", "content": "  hello"}],
+    ):
+        ids = processor.apply_chat_template(messages, tokenize=True)
+        assert tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"] == ids
 
 
 # ---------------------------------------------------------------- the converters

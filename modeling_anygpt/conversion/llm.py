@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoConfig, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -43,6 +43,10 @@ UNTRAINED = ModalitySpec("sound", "<👂{}>", "<soau>", "<eoau>", 1024, 4, frame
 MAX_SHARD_BYTES = 5 * 10**9  # of our files, as transformers splits them
 CHAT_MARKERS = (CONTROL_TOKENS["response"], CONTROL_TOKENS["instruction"])
 EMBEDDING = "model.embed_tokens.weight"
+# Where a tokenizer that is not `legacy` puts its one prefix space: at the start, unless the text is empty or begins
+# with a token of LLaMA's own. Nor if the whole text has the form of an added token: the added tokens themselves pass
+# through the normaliser too, and must stay as they are. Other texts of that form get their space from `Metaspace`.
+NEEDS_PREFIX = Regex(r"\A(?!\z|<s>|</s>|<unk>|<[^<>]*>\z|\[[^\[\]]*\]\z)")
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors spells them
 
 
@@ -189,11 +193,12 @@ def write_index(llm: OfficialLLM, folder: str | Path) -> None:
 
 def build_tokenizer(llm: OfficialLLM) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a checked folder, every token with the id that the folder gives it."""
-    legacy = llm.tokenizer_settings.get("legacy", True)  # transformers 4 took True where a file was silent
+    legacy = llm.tokenizer_settings.get("legacy") is not False  # transformers 4 took True for null or nothing
     tokenizer = llama_tokenizer(llm.tokenizer_model, legacy, llm.tokenizer_settings.get("add_bos_token", True))
     tokenizer.model_max_length = llm.config.text_config.max_position_embeddings
     in_order = sorted(llm.added_tokens, key=llm.added_tokens.get)
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in in_order])
+    normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
+    tokenizer.add_tokens([AddedToken(t, normalized=normalize(t) == t, special=False) for t in in_order])
     vocabulary = tokenizer.get_vocab()
     wrong = [token for token in in_order if vocabulary[token] != llm.added_tokens[token]]
     if wrong:
@@ -208,8 +213,13 @@ def llama_tokenizer(model: str | Path, legacy: bool, add_bos_token: bool = True)
     """A SentencePiece model of LLaMA's kind as a fast tokenizer; pads with `<unk>`, on the left, as AnyGPT does.
 
     Args:
-        legacy: put a space before every stretch of text between added tokens, not only the first, as transformers did
-            before 4.31, and since then unless told otherwise.
+        legacy: put a space before every stretch of text between added tokens, as transformers did before 4.31, and
+            since then unless told otherwise. If not, one stands before the whole text, also where that begins with
+            spaces or an added token, though not one of LLaMA's own. Then added tokens must be `normalized`, lest they
+            cut the text before the normaliser sees it.
+
+    Ids are those of transformers' slow `LlamaTokenizer`, but for one text: no fast tokenizer can make two tokens, a
+    space and `<eoh>`, of a text that is `<eoh>` and nothing else.
     """
     with tempfile.TemporaryDirectory() as folder:  # alone, lest other files of a release have a say
         shutil.copyfile(model, Path(folder) / "tokenizer.model")
@@ -217,6 +227,15 @@ def llama_tokenizer(model: str | Path, legacy: bool, add_bos_token: bool = True)
     if legacy:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         backend.pre_tokenizer = None
+    else:
+        # Built anew, as LLaMA's own tokens have to be normalised too.
+        old, backend = backend, Tokenizer(backend.model)
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Replace(NEEDS_PREFIX, "▁"), normalizers.Replace(" ", "▁")]
+        )
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        backend.post_processor, backend.decoder = old.post_processor, old.decoder
+        backend.add_special_tokens([AddedToken(token, normalized=True) for token in ("<unk>", "<s>", "</s>")])
     # Not a LlamaTokenizer: loaded again, that would make a backend of its own and forget `legacy`.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
