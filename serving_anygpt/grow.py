@@ -149,6 +149,10 @@ def load_backbone(source: dict):
         if folder.is_dir() and "gguf_file" not in source and not has_tokenizer(folder):
             raise ValueError(f"{folder} has no tokenizer. Put its files there.")
         tokenizer = AutoTokenizer.from_pretrained(**options)
+        if "gguf_file" in source:  # or it leaves them packed where it can, and calls the model quantised
+            from transformers import GgufConfig  # newer than what the rest needs
+
+            options["quantization_config"] = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(config=config, dtype="auto", **options).eval()
     except (OSError, SafetensorError, RuntimeError, LookupError, struct.error) as error:  # files cut short
         reason = str(error).strip().split("\n")[0]
@@ -239,9 +243,10 @@ def generation_config(old: GenerationConfig, config: AnyGPTConfig, presets: dict
 
 
 def make_processor(like: AnyGPTProcessor, tokenizer, specs: list[ModalitySpec]) -> AnyGPTProcessor:
-    """A processor around the grown tokenizer, with the system prompt and the codecs of `like`."""
-    usual = chat_template_for(like.tokenizer)
+    """A processor around the grown tokenizer, with the system prompt, turn separator and codecs of `like`."""
+    separator = like.turn_separator
+    usual = chat_template_for(like.tokenizer, separator)
     template = None if like.chat_template == usual else like.chat_template
-    processor = AnyGPTProcessor(tokenizer, [spec.to_dict() for spec in specs], like.system_prompt, template)
+    processor = AnyGPTProcessor(tokenizer, [spec.to_dict() for spec in specs], like.system_prompt, template, separator)
     processor.shelf = CodecShelf(like.shelf.source)
     return processor

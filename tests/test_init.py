@@ -10,6 +10,7 @@ from backbones import PADDING, make_backbone, make_like, refused
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from modeling_anygpt import check_compatible
+from processing_anygpt import AnyGPTProcessor
 from serving_anygpt import cli
 from serving_anygpt.grow import NOISE, init
 
@@ -99,6 +100,18 @@ def test_what_comes_from_where(folder, tmp_path):
     assert processor.system_prompt == "Be kind."
     assert processor.chat_template.startswith("{{- bos_token -}}")  # this tokenizer puts one, that of `like` does not
     assert "<👀0>" not in processor.tokenizer.get_vocab()
+
+
+def test_turns_are_separated_as_by_the_other(folder, tmp_path):
+    """A base model's turns stand in one line."""
+    other = AutoProcessor.from_pretrained(folder / "like")
+    shutil.copytree(folder / "like", tmp_path / "base")
+    AnyGPTProcessor(other.tokenizer, other.modalities, turn_separator=" ").save_pretrained(tmp_path / "base")
+    init(str(folder / "llama"), str(tmp_path / "grown"), ["speech"], like=str(tmp_path / "base"), quiet=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "grown")
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert processor.apply_chat_template(turns) == "[Human]: a<eoh> [MMGPT]: b<eos>"
+    assert processor.tokenizer.apply_chat_template(turns, tokenize=False).endswith("a<eoh> [MMGPT]: b<eos>")
 
 
 def test_precision_and_seed(folder, tmp_path):

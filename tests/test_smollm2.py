@@ -22,6 +22,7 @@ def test_text_answers_are_unchanged(request, tmp_path):
         pytest.skip("needs SmolLM2: make smollm2, or --smollm2 FOLDER")
     init(str(files[0]), str(tmp_path / "grown"), quiet=True)
     grown = AutoModelForCausalLM.from_pretrained(tmp_path / "grown").eval()
+    assert not hasattr(grown.config.text_config, "quantization_config")  # a trainer would refuse it
     tokenizer = AutoProcessor.from_pretrained(tmp_path / "grown").tokenizer
     source = {"pretrained_model_name_or_path": files[0].parent, "gguf_file": files[0].name}
     stock, old = AutoModelForCausalLM.from_pretrained(**source).eval(), AutoTokenizer.from_pretrained(**source)
