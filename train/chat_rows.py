@@ -8,13 +8,14 @@ import random
 from collections import defaultdict
 
 import numpy as np
+from make_speech_data import PACE, encode
 from make_tiny_data import Rows, block, load_items, load_speech, turn, voice_window
 
 from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
 
-SAYINGS = {"train": 120, "heldout": 8}  # replies to speak for each voice
+SAYINGS = {"train": 300, "heldout": 8}  # replies to speak for each voice
 
 
 def chat_rows(rows: Rows, args, split: str, rng: random.Random):
@@ -82,9 +83,8 @@ def sayings(utterances: dict, by_voice: dict, codec, split: str, rng: random.Ran
     for voice in by_voice:
         asked = [(t, c) for t, said in utterances.items() if t.startswith("say ") for v, c in said if v == voice]
         asked = rng.sample(asked, min(len(asked), SAYINGS[split]))
-        waves = [voices.say(language.core(text), voice, 1.1) for text, _ in asked]
-        waves = [np.pad(wave, (0, -len(wave) % 1600)) for wave in waves]  # few lengths, so that batches form
-        for (text, codes), reply in zip(asked, codec_io.encode(codec, waves), strict=True):
+        waves = [voices.say(language.core(text), voice, PACE[voice]) for text, _ in asked]
+        for (text, codes), reply in zip(asked, encode(codec, waves), strict=True):
             answer = [language.core(text), block("speech", reply[0])]
             yield turn([block("speech", codes)], [transcript(text), *answer])
 

@@ -34,6 +34,7 @@ class RowArguments:
     mixture: dict | str = field(metadata={"help": "share of the batches for each task, for example {asr: 2, tts: 3}"})
     tokens_per_batch: int = 4096
     heldout_rows: int = field(default=64, metadata={"help": "rows of each task's held-out file to evaluate on"})
+    compile: bool = field(default=False, metadata={"help": "the backbone by torch.compile: a fifth faster on a CPU"})
 
 
 class TaskRows:
@@ -156,6 +157,8 @@ def main():
     folder = Path(rows.rows)
     model = load(rows.model, training.seed)
     model.config.text_config.use_cache = False
+    if rows.compile:
+        model.get_decoder().compile(dynamic=True)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     train = Batches(folder, mixture, training.max_steps, rows.tokens_per_batch, training.seed)
     heldout = {task: HeldOut(folder / f"{task}_heldout.npz", rows.heldout_rows) for task in mixture}

@@ -30,11 +30,13 @@ CLIPS_PER_FILE = 300
 HELD_OUT_CLIPS = 200
 
 
-def render_clip(rng: random.Random, sound_font: str, held_out: bool = False) -> tuple[np.ndarray, str, list]:
-    """One random clip: float32 [80000], its caption, its notes."""
+def render_clip(
+    rng: random.Random, sound_font: str, held_out: bool = False, tonic: int | None = None
+) -> tuple[np.ndarray, str, list]:
+    """One random clip: float32 [80000], its caption, its notes. `tonic`: MIDI pitch of its key, None draws one."""
     caption = language.sample("tune", rng, held_out)
     tune = language.parse_tune(caption)
-    notes = tunes.notes(tune, rng)
+    notes = tunes.notes(tune, rng, tonic)
     return tunes.render(notes, tune.instrument, sound_font), caption, notes
 
 
@@ -62,10 +64,13 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
 
     torch.set_num_threads(1)
     codec = SpectralCodecModel.from_pretrained(args.codec).eval()
-    for name, count, held_out in (("heldout", HELD_OUT_CLIPS, True), ("train", args.clips, False)):
+    for name, held_out, keys in (
+        ("heldout", True, [None] * HELD_OUT_CLIPS),
+        ("train", False, [None] * args.clips + [tunes.TONICS[0]] * args.clips_in_c),
+    ):
         codes, captions, scores, tonics = [], [], [], []
-        for _ in range(count):
-            audio, caption, notes = render_clip(rng, args.sound_font, held_out)
+        for key in keys:
+            audio, caption, notes = render_clip(rng, args.sound_font, held_out, key)
             with torch.inference_mode():
                 codes.append(codec.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.uint16))
             captions.append(caption)
@@ -76,7 +81,7 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
         if held_out:
             replace(args.out / "notes_heldout.json", lambda file: file.write(json.dumps(scores).encode()))
         print(
-            f"{name}: {count} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
+            f"{name}: {len(keys)} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
             flush=True,
         )
 
@@ -85,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sound-font", required=True)
     parser.add_argument("--clips", type=int, default=2400)
+    parser.add_argument("--clips-in-c", type=int, default=0, help="more of them, for --codec: those to be played")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--codec", help="folder of a music codec: write its codes instead of clips")
     parser.add_argument("--seed", type=int, default=0)

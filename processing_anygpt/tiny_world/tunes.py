@@ -30,8 +30,11 @@ TONICS = (60, 62, 64, 65, 67)  # C4 D4 E4 F4 G4 (MIDI)
 _THIRD, _SIXTH, _OCTAVE = 2, 5, 7  # scale degrees, the tonic is 0
 
 
-def notes(tune: Tune, rng: random.Random) -> list[tuple[float, float, int]]:
+def notes(tune: Tune, rng: random.Random, tonic: int | None = None) -> list[tuple[float, float, int]]:
     """One melody that fits the tune, drawn with `rng`: [(onset s, offset s, MIDI pitch)], pitches C4 (60) to G5 (79).
+
+    Args:
+        tonic: MIDI pitch of the key, one of `TONICS`; None draws one.
 
     Raises:
         ValueError: a tempo, mode or contour that the tiny world doesn't know.
@@ -41,7 +44,7 @@ def notes(tune: Tune, rng: random.Random) -> list[tuple[float, float, int]]:
             raise ValueError(f"Got {field} {getattr(tune, field)!r}; known: {', '.join(known)}.")
     length = TEMPOS[tune.tempo]
     count = round(PLAYED_SECONDS / length)  # 6, 10 or 15 notes
-    tonic = rng.choice(TONICS)
+    tonic = rng.choice(TONICS) if tonic is None else tonic
     scale = MODES[tune.mode]
     pitches = [tonic + scale[d % 7] + 12 * (d // 7) for d in _degrees(tune.contour, count, rng)]
     return [(round(i * length, 2), round((i + 1) * length, 2), p) for i, p in enumerate(pitches)]

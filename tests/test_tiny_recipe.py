@@ -1,0 +1,155 @@
+"""The scripts that make anygpt-tiny's language model: rows from code files, and a run of train/lm.py on them."""
+
+import importlib
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from training_tools import EMBEDDED, small_checkpoint
+from transformers import AutoTokenizer
+
+from processing_anygpt.tiny_world import language, tunes
+
+ROOT = Path(__file__).parent.parent
+SPOKEN = ["the dog sees the house now", "one two three four", "draw a big red circle", "the cat wants a blue ball"]
+SCENES = [
+    "a big red circle",
+    "a small pink star below a big blue heart",
+    "a red star and a blue cross and a red heart",
+]
+TUNES = ["a slow happy tune on the flute going up", "a fast sad tune on the piano going down"]
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    return importlib.import_module
+
+
+def codes_files(folder: Path) -> None:
+    """Miniatures of what make_speech_data.py, data_image.py and make_music_data.py write; neat and C are marked."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(60, 90, 4 * len(SPOKEN))
+    voices = np.array(["flite_slt", "hibari", "espeak_en-us*1.1", "flite_slt*0.9"] * len(SPOKEN))
+    for split in ("train", "heldout"):
+        for name in ("speech", "images", "music"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        np.savez(
+            folder / f"speech/codes_{split}.npz", codes=rng.integers(0, 1024, (8, lengths.sum())),
+            offsets=np.cumsum([0, *lengths]), voice=voices, text=np.array([t for t in SPOKEN for _ in range(4)]),
+        )  # fmt: skip
+        pictures = rng.integers(0, 500, (len(SCENES), 64))
+        np.savez(
+            folder / f"images/codes_{split}.npz", caption=np.array(SCENES), codes=pictures, neat=pictures * 0 + 511
+        )
+        played = rng.integers(0, 1000, (4, 2, 125))
+        played[::2] = 1023
+        np.savez(
+            folder / f"music/codes_{split}.npz", caption=np.array(TUNES * 2), codes=played,
+            tonic=np.array([tunes.TONICS[0], tunes.TONICS[1]] * 2),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """`make_tiny_data.py rows` on the miniatures: the folder of its files."""
+    work = tmp_path_factory.mktemp("recipe")
+    codes_files(work)
+    shutil.copytree(EMBEDDED, work / "model", ignore=shutil.ignore_patterns("*codec*", "soundstorm", "*.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "train")
+        script = importlib.import_module("make_tiny_data")
+        arguments = ["rows", "--out", work, "--speech", work / "speech", "--images", work / "images", "--music"]
+        patch.setattr("sys.argv", ["make_tiny_data.py", *map(str, arguments), str(work / "music")])
+        script.main()
+    return work / "rows"
+
+
+def read(rows: Path, task: str) -> list[tuple[list[int], list[bool]]]:
+    """[(ids, which of them are learned)] of a file of rows."""
+    data = np.load(rows / f"{task}_train.npz")
+    labelled = np.unpackbits(data["labelled"], count=len(data["ids"])).astype(bool)
+    spans = zip(data["offsets"][:-1], data["offsets"][1:], strict=True)
+    return [(data["ids"][a:b].tolist(), labelled[a:b].tolist()) for a, b in spans]
+
+
+def texts(rows: Path, task: str) -> list[str]:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    return [tokenizer.decode(ids) for ids, _ in read(rows, task)]
+
+
+def test_every_recording_is_heard_and_only_plain_voices_are_spoken_with(rows):
+    assert len(read(rows, "asr")) == 16
+    assert len(read(rows, "tts")) == 16  # two plain voices, four sentences, two voice prompts each
+
+
+def test_pictures_are_drawn_neatly_and_described_in_one_wording(rows):
+    assert all("<👀511>" in text for text in texts(rows, "draw"))
+    described = texts(rows, "caption")
+    assert not any("<👀511>" in text for text in described)
+    # "A below B" is the picture of "B above A"
+    assert any("a big blue heart above a small pink star" in text for text in described)
+
+
+def test_tunes_are_played_in_c_and_heard_in_any_key(rows):
+    assert len(read(rows, "play")) == 2 and all("<🎶1023>" in text for text in texts(rows, "play"))
+    assert len(read(rows, "describe")) == 4
+
+
+def test_only_answers_are_learned(rows):
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    for task in ("asr", "tts", "caption", "draw", "describe", "play"):
+        for ids, learned in read(rows, task):
+            answer = tokenizer.convert_tokens_to_ids("[MMGPT]")
+            assert learned.index(True) > ids.index(answer) and learned[-1] and ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_request_for_a_tune_names_some_of_its_attributes(scripts):
+    rng, make = random.Random(0), scripts("make_tiny_data")
+    asked = {make.request(TUNES[0], rng) for _ in range(300)}
+    assert len(asked) == 16  # every choice of the four
+    assert {"a tune", "a happy tune", "a slow tune on the flute going up", TUNES[0]} <= asked
+    assert make.request(SCENES[0], rng) == SCENES[0]
+
+
+def test_description_is_of_the_same_scene(scripts):
+    from processing_anygpt.tiny_world import pictures
+
+    rng, make = random.Random(0), scripts("make_tiny_data")
+    for caption in (language.expand("picture", rng) for _ in range(100)):
+        said, shown = (language.parse_scene(c) for c in (make.description(caption), caption))
+        assert said == pictures.canonical(shown)
+
+
+def test_lm_learns_the_rows_and_a_stopped_run_goes_on(rows, tmp_path, scripts, monkeypatch):
+    lm = scripts("lm")
+    small_checkpoint(tmp_path / "model", tied=True)
+    settings = yaml.safe_load((ROOT / "train/configs/tiny_sft.yaml").read_text())
+    settings |= {"model": str(tmp_path / "model"), "rows": str(rows), "mixture": {"asr": 0.5, "draw": 0.5}}
+    settings |= {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "heldout_rows": 2, "logging_steps": 1}
+    settings |= {"warmup_steps": 1, "save_total_limit": 3, "compile": False}
+
+    def run(name: str, *more: str) -> dict[str, torch.Tensor]:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings | {"output_dir": str(tmp_path / name)}, allow_unicode=True))
+        monkeypatch.setattr("sys.argv", ["lm.py", str(path), *more])
+        lm.main()
+        return load_file(tmp_path / name / "model.safetensors")
+
+    whole = run("whole")
+    start = load_file(tmp_path / "model/model.safetensors")
+    assert any(not torch.equal(whole[key], start[key]) for key in start)
+    shutil.copytree(tmp_path / "whole/checkpoint-3", tmp_path / "parts/checkpoint-3")
+    resumed = run("parts", "--resume_from_checkpoint", str(tmp_path / "parts/checkpoint-3"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_lm_refuses_a_key_that_it_does_not_know(tmp_path, scripts):
+    (tmp_path / "recipe.yaml").write_text("model: m\nrows: r\nmixture: {asr: 1}\noutput_dir: o\nlerning_rate: 1\n")
+    with pytest.raises(ValueError, match="lerning_rate"):
+        scripts("lm").parse([str(tmp_path / "recipe.yaml")])
