@@ -43,9 +43,9 @@ def codes_files(folder: Path) -> None:
             folder / f"speech/codes_{split}.npz", codes=rng.integers(0, 1024, (8, lengths.sum())),
             offsets=np.cumsum([0, *lengths]), voice=voices, text=np.array([t for t in SPOKEN for _ in range(4)]),
         )  # fmt: skip
-        pictures = rng.integers(0, 500, (len(SCENES), 64))
+        jittered = rng.integers(0, 500, (len(SCENES), 64))
         np.savez(
-            folder / f"images/codes_{split}.npz", caption=np.array(SCENES), codes=pictures, neat=pictures * 0 + 511
+            folder / f"images/codes_{split}.npz", caption=np.array(SCENES), codes=jittered, neat=jittered * 0 + 511
         )
         played = rng.integers(0, 1000, (4, 2, 125))
         played[::2] = 1023

@@ -194,7 +194,7 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
 
 
 def description(caption: str) -> str:
-    """What is said of a picture or tune. A scene can be worded in two ways; with one of them there is less to guess."""
+    """What is said of a picture or tune: of the two ways to word a scene always the same, so none is to be guessed."""
     if " tune on " in caption:
         return caption
     return language.scene_caption(pictures.canonical(language.parse_scene(caption)))
