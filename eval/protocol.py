@@ -115,6 +115,9 @@ def read(path: Path) -> Protocol:
     protocol = _make(Protocol, content | own | {"rows": rows, "content": content}, str(path))
     if protocol.task not in TASKS:
         raise ValueError(f"{path}: unknown task {protocol.task!r}. Known: {', '.join(TASKS)}.")
+    titles = [(row.name, row.judge) for row in rows]
+    if twice := [name for name, judge in titles if titles.count((name, judge)) > 1]:
+        raise ValueError(f"{path}: two rows are called {twice[0]!r} and have the same judge. Tell them apart.")
     return protocol
 
 

@@ -25,6 +25,7 @@ from processing_anygpt.judging.scores import mean_interval
 PACKAGES = (
     "torch", "transformers", "tokenizers", "diffusers", "numpy", "accelerate", "evaluate", "jiwer", "pocketsphinx",
     "Resemblyzer", "speechmos", "basic-pitch", "librosa", "scikit-learn", "onnxruntime", "tinysoundfont", "sacrebleu",
+    "whisper-normalizer", "soxr", "pillow",
 )  # fmt: skip
 # Files of this folder that make numbers; the others only show them.
 CODE = (
@@ -60,9 +61,10 @@ def append(path: Path, records: list[dict]) -> None:
     """Adds a batch of records in one write that has reached the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        size = os.fstat(handle).st_size
+        torn = size and os.pread(handle, 1, size - 1) != b"\n"
         os.write(handle, (("\n" if torn else "") + text).encode())
         os.fsync(handle)
     finally:

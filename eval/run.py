@@ -28,6 +28,7 @@ import results  # noqa: E402
 import systems  # noqa: E402
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
+from console import run_script  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import examples  # noqa: E402
@@ -56,24 +57,24 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     chosen = protocol.choose(args.task, args.protocols)
-    for each in chosen:  # before anything long: are all judges there?
+    for each in chosen:  # before anything long: are all judges there, and all data?
         for name, revision in each.checkpoints.items():
             checkpoints.checkpoint(name, args.judges, revision)
+    asked = {each.name: examples.fewer(examples.load(each, args.data), args.limit) for each in chosen}
     state = PartialState(cpu=args.cpu or not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     for words in args.model:
         system = systems.load(words, state.device, args.dtype)
         about = {"name": system.name, "kind": system.kind} | system.describe()
         for each in chosen:
             if system.handles(each):
-                evaluate(system, about, each, args, state)
+                evaluate(system, about, each, asked[each.name], args, state)
     if state.num_processes > 1:
         state.destroy_process_group()
 
 
-def evaluate(system, about: dict, wanted: protocol.Protocol, args: argparse.Namespace, state: PartialState) -> None:
-    """Answers and judges what is still to do, then writes the result file."""
+def evaluate(system, about: dict, wanted: protocol.Protocol, every: list, args, state: PartialState) -> None:
+    """Answers and judges what of the examples is still to do, then writes the result file."""
     began = time.time()
-    every = examples.fewer(examples.load(wanted, args.data), args.limit)
     size = args.batch or wanted.decoding.get("batch", BATCH)
     header = {"system": {k: v for k, v in about.items() if k != "name"}, "protocol": wanted.name, "hash": wanted.hash}
     header |= {"sample": examples.list_hash(every), "seed": args.seed, "batch": size, "versions": results.versions()}
@@ -156,8 +157,4 @@ def work(system, wanted: protocol.Protocol, every: list, todo: list, args, path:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -20,6 +20,16 @@ HUB_TASKS = {  # names of the Hub's task pages
     "speech_chat": "any-to-any",
     "grammar": "any-to-any",
 }
+# What the mean of a judged field is called in a model-index, where it is not the share of right answers.
+MEANS = {
+    "quality": "dnsmos",
+    "similarity": "speaker_similarity",
+    "clip_score": "clip_score",
+    "clip_i": "clip_i",
+    "clap_score": "clap_score",
+    "note_f1": "f1",
+    "malformed": "error_rate",
+}
 SIGNIFICANT = 0.05  # two-sided p of the paired bootstrap
 FEWEST = 6  # items that a difference must rest on: with fewer even a sign test can't reach that p
 
@@ -76,12 +86,17 @@ def lines(systems: dict) -> list[dict]:
     tasks = list(TASKS)
     for system, results in systems.items():
         for result in results.values():
-            order = [row["name"] for row in result["protocol"]["file"]["rows"]]
+            order = [title(row) for row in result["protocol"]["file"]["rows"]]
             for row in result["rows"]:
-                key = (tasks.index(result["task"]), result["protocol"]["name"], order.index(row["name"]))
+                key = (tasks.index(result["task"]), result["protocol"]["name"], order.index(title(row)))
                 line = {"protocol": key[1], "task": result["task"], "row": row, "cells": {}}
                 table.setdefault(key, line)["cells"][system] = row
     return [table[key] for key in sorted(table)]
+
+
+def title(row: dict) -> tuple[str, str]:
+    """What tells rows of a protocol apart: one thing may be measured by several judges."""
+    return row["name"], row.get("judge", "")
 
 
 def difference(a: dict, b: dict, better: str) -> dict | None:
@@ -189,13 +204,14 @@ def write_model_index(path: Path, systems: dict, model: str) -> None:
     results = []
     for line in lines({model: systems[model]}):
         row, result = line["cells"][model], systems[model][line["protocol"]]
+        field = next(r.get("field") for r in result["protocol"]["file"]["rows"] if title(r) == title(row))
         results.append(
             EvalResult(
                 task_type=HUB_TASKS[line["task"]],
                 dataset_type=line["protocol"],
                 dataset_name=result["about"],
                 dataset_revision=result["sample"][:12],
-                metric_type="accuracy" if row["metric"] == "mean" else row["metric"],
+                metric_type=MEANS.get(field, "accuracy") if row["metric"] == "mean" else row["metric"],
                 metric_name=f"{row['name']} ({row['judge']})" if row["judge"] else row["name"],
                 metric_value=row["value"],
                 metric_args={"low": row["low"], "high": row["high"], "items": row["count"]},

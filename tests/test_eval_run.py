@@ -94,6 +94,7 @@ def test_the_hash_is_of_the_content_not_of_the_layout(tmp_path):
         ({"promt": []}, "unknown keys.*promt"),
         ({"task": "asl"}, "unknown task 'asl'. Known: asr"),
         ({"rows": [{"name": "x"}]}, "row 1.*metric"),
+        ({"rows": [{"name": "x", "metric": "wer"}] * 2}, "two rows are called 'x'"),
     ],
 )
 def test_a_wrong_protocol_is_refused(change, message, tmp_path):
@@ -264,7 +265,7 @@ def test_what_belongs_in_no_common_table_is_refused(change, message):
 
 def test_floors_are_shown_and_what_is_above_them_marked():
     row = {"name": "r", "judge": "j", "floor": 0.1, "better": "higher", "bar": None}
-    result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": [{"name": "r"}]}}}
+    result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": [row]}}}
 
     def system(kind, value):
         scores = {"value": value, "low": value - 0.05, "high": value + 0.05, "count": 9}
@@ -287,6 +288,14 @@ def test_differences_are_paired_and_marked(better, verdict):
     assert tables.difference(row([x + 0.1 for x in base]), row(base), better)["verdict"] == verdict
     assert tables.difference(row(base), row(base), better)["verdict"] == ""
     assert tables.difference({}, row(base), better) is None
+
+
+def test_rows_of_one_name_and_two_judges_stay_apart():
+    """As in the paper's text_to_image: one thing, CLIP-I and CLIPScore."""
+    rows = [{"name": "r", "judge": judge, "value": value} for judge, value in (("i", 0.7), ("t", 0.2))]
+    result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": rows}}, "rows": rows}
+    found = tables.lines({"m": {"p": result}})
+    assert [(line["row"]["judge"], line["cells"]["m"]["value"]) for line in found] == [("i", 0.7), ("t", 0.2)]
 
 
 def test_bars_may_depend_on_the_codec():
