@@ -1,10 +1,11 @@
 """Text ability of a checkpoint or a plain backbone, by EleutherAI's lm-evaluation-harness.
 
+  python eval/harness.py --model MODEL --tasks endings --include_path eval/tasks --out results.json [--text_only]
   python eval/harness.py --model MODEL --tasks hellaswag --limit 100
-  python eval/harness.py --model MODEL --tasks my_task --include_path FOLDER --out results.json [--text_only]
 
-MODEL is a folder: an AnyGPT checkpoint, or any causal language model to compare it with. FOLDER holds task files of
-the harness (YAML), for data of your own. Needs: pip install "anygpt-hf[harness]"
+MODEL is a folder: an AnyGPT checkpoint, or any causal language model (also a GGUF file) to compare it with.
+`--include_path` holds task files of the harness (YAML), for data of your own; eval/tasks has a small one. Needs: pip
+install "anygpt-hf[harness]"
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
 import torch  # noqa: E402
+from console import run_script  # noqa: E402
 from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
@@ -23,21 +25,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 import processing_anygpt  # noqa: F401, E402  registers the classes
 from processing_anygpt.conversation import encode_text  # noqa: E402
+from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
 
 
 class AnyGPTLM(HFLM):
     """The harness's own wrapper, but that text spells no control or code tokens, and that code rows can be left out.
 
     Args:
-        folder: checkpoint or backbone.
+        folder: checkpoint or backbone, or a GGUF file.
         text_only: the next token is known to be text: rows of codes and markers take no share of the softmax.
         device, batch_size: of the harness.
     """
 
     def __init__(self, folder: str, text_only: bool = False, device: str = "cpu", batch_size: int = 8):
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        if (Path(folder) / "config.json").is_file():
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        else:  # a GGUF file, as `anygpt init` reads it
+            model, tokenizer = load_backbone(find_backbone(folder))
+        super().__init__(pretrained=model.to(device), tokenizer=tokenizer, backend="causal", batch_size=batch_size)
         self.media = media_rows(model.config)
         self.hidden = torch.tensor(sorted(self.media), dtype=torch.long, device=device) if text_only else None
 
@@ -98,4 +104,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

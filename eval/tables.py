@@ -159,13 +159,16 @@ def card_table(systems: dict, model: str) -> str:
 def floor_table(systems: dict, model: str) -> str:
     """Deliberately broken models beside the model; "(!)" where one scores above the floor. Rows without one are left
     out: they can't show anything (DNSMOS listens for noise, not for words)."""
-    broken = of_kind(systems, "broken")
+    broken, codecs = of_kind(systems, "broken"), of_kind(systems, "codec")[:1]
     text = f"| task | judge | {model} | {' | '.join(broken)} | floor |\n|---|---|---|{'---|' * len(broken)}---|\n"
-    for line in lines({name: systems[name] for name in (model, *broken)}):
+    for line in lines({name: systems[name] for name in (model, *codecs, *broken)}):
         row = line["row"]
         if row["floor"] is None or not any(name in line["cells"] for name in broken):
             continue
-        cells = [row["name"], row["judge"], number(line["cells"].get(model))]
+        whole = number(line["cells"].get(model))
+        if not whole and codecs:  # a row that is about the codecs
+            whole = f"codec alone: {number(line['cells'].get(codecs[0]))}"
+        cells = [row["name"], row["judge"], whole]
         cells += [
             number(line["cells"].get(name)) + ("" if at_floor(line["cells"].get(name)) else " (!)") for name in broken
         ]

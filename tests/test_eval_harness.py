@@ -1,4 +1,4 @@
-"""eval/harness.py: a log-likelihood task on local data, before and after growing a backbone."""
+"""eval/harness.py: log-likelihood tasks on local data, before and after growing a backbone."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def task(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow  # the harness alone takes ten seconds to import
-def test_a_grown_backbone_keeps_its_text(task, tmp_path):
+def test_a_grown_backbone_keeps_its_text(task, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     import harness
     from lm_eval.api.instance import Instance
@@ -56,6 +56,9 @@ def test_a_grown_backbone_keeps_its_text(task, tmp_path):
         accuracies[name] = harness.evaluate(lm, ["local_choice"], str(task))["local_choice"]["acc,none"]
         if name != "plain":
             assert lm.media.isdisjoint(lm.tok_encode("the cat <sosp> [Human] finds"))
+    monkeypatch.chdir(EVAL.parent)
+    shipped = harness.evaluate(lm, ["endings"], str(EVAL / "tasks"))["endings"]
+    assert {"acc,none", "acc_norm,none"} <= set(shipped)
     assert likelihoods["text"] == pytest.approx(likelihoods["plain"], abs=1e-4)
     assert accuracies["text"] == accuracies["plain"]
     assert all(g < p for g, p in zip(likelihoods["grown"], likelihoods["plain"], strict=True))

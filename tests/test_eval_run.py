@@ -275,6 +275,9 @@ def test_floors_are_shown_and_what_is_above_them_marked():
         {"m": system("model", 0.9), "x": system("broken", 0.12), "y": system("broken", 0.3)}, "m"
     )
     assert "| r | j | 0.900 | 0.120 | 0.300 (!) | 0.1 |" in text
+    elsewhere = system("model", 0.9)["p"] | {"protocol": {"name": "q", "file": {"rows": [row]}}}
+    several = {"m": {"q": elsewhere}, "c": system("codec", 0.8), "x": system("broken", 0.12)}
+    assert "| r | j | codec alone: 0.800 | 0.120 | 0.1 |" in tables.floor_table(several, "m")
     row["floor"] = None  # such a row can't show anything
     assert "| r |" not in tables.floor_table({"m": system("model", 0.9), "x": system("broken", 0.12)}, "m")
 
