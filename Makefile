@@ -73,9 +73,9 @@ tiny-codecs: eval-deps
 		--out $(TINY)/image_codec --work runs/image_codec --device $(DEVICE)
 
 tiny-data: eval-deps
-	$(PY) train/make_speech_data.py --out data/speech
-	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 6000 --seed 11 --out data/music --codec $(TINY)/music_codec
-	$(PY) train/data_image.py codes --scale 1.3 --codec $(TINY)/image_codec --out data/images
+	$(PY) train/make_speech_data.py --out data/speech --hours 5.4 --heard-rounds 2
+	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 5000 --clips-in-c 7000 --seed 11 --out data/music --codec $(TINY)/music_codec
+	$(PY) train/data_image.py codes --scale 1.5 --codec $(TINY)/image_codec --out data/images
 	$(PY) train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec $(TINY)/speech_codec \
 		--out $(TINY)/soundstorm --work runs/soundstorm --device $(DEVICE)
 	$(PY) train/make_tiny_data.py model --out data/tiny
