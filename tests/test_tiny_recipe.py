@@ -36,7 +36,7 @@ def codes_files(folder: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(60, 90, 4 * len(SPOKEN))
     voices = np.array(["flite_slt", "hibari", "espeak_en-us*1.1", "flite_slt*0.9"] * len(SPOKEN))
-    for split in ("train", "heldout"):
+    for split in ("train", "heldout", "words"):
         for name in ("speech", "images", "music"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         np.savez(
@@ -84,7 +84,7 @@ def texts(rows: Path, task: str) -> list[str]:
 
 
 def test_every_recording_is_heard_and_only_plain_voices_are_spoken_with(rows):
-    assert len(read(rows, "asr")) == 16
+    assert len(read(rows, "asr")) == len(read(rows, "asr_words")) == 16
     assert len(read(rows, "tts")) == 16  # two plain voices, four sentences, two voice prompts each
 
 
@@ -130,7 +130,7 @@ def test_lm_learns_the_rows_and_a_stopped_run_goes_on(rows, tmp_path, scripts, m
     lm = scripts("lm")
     small_checkpoint(tmp_path / "model", tied=True)
     settings = yaml.safe_load((ROOT / "train/configs/tiny_sft.yaml").read_text())
-    settings |= {"model": str(tmp_path / "model"), "rows": str(rows), "mixture": {"asr": 0.5, "draw": 0.5}}
+    settings |= {"model": str(tmp_path / "model"), "rows": str(rows), "mixture": {"tts_words": 0.5, "draw": 0.5}}
     settings |= {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "heldout_rows": 2, "logging_steps": 1}
     settings |= {"warmup_steps": 1, "save_total_limit": 3, "compile": False}
 

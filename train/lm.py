@@ -30,7 +30,7 @@ IGNORED = -100
 @dataclass
 class RowArguments:
     model: str = field(metadata={"help": "folder with config.json; its weights, if any, are where training starts"})
-    rows: str = field(metadata={"help": "folder with TASK_train.npz and TASK_heldout.npz"})
+    rows: str = field(metadata={"help": "folder with TASK_train.npz and, where there is one, TASK_heldout.npz"})
     mixture: dict | str = field(metadata={"help": "share of the batches for each task, for example {asr: 2, tts: 3}"})
     tokens_per_batch: int = 4096
     heldout_rows: int = field(default=64, metadata={"help": "rows of each task's held-out file to evaluate on"})
@@ -161,7 +161,8 @@ def main():
         model.get_decoder().compile(dynamic=True)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     train = Batches(folder, mixture, training.max_steps, rows.tokens_per_batch, training.seed)
-    heldout = {task: HeldOut(folder / f"{task}_heldout.npz", rows.heldout_rows) for task in mixture}
+    heldout = {task: folder / f"{task}_heldout.npz" for task in mixture}
+    heldout = {task: HeldOut(path, rows.heldout_rows) for task, path in heldout.items() if path.is_file()}
     trainer = RowTrainer(model=model, args=training, train_dataset=train, eval_dataset=heldout, data_collator=the_only)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     model.config.text_config.use_cache = True

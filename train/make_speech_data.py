@@ -6,6 +6,7 @@ Writes, all in one form (`codes` uint16 [8, sum T], `offsets` int64 [N+1], `voic
   codes_train.npz     training voices, sentences that are not held out, always at the same pace; one in four made
                       strange (another pace, resampled, tilted, noisy), its voice written as "flite_slt*1.07"; and
                       strangers to listen to (four minutes of each of `voices.HEARD_VOICES`, all made strange)
+  codes_words.npz     training voices, words in no order (`language.sample_words`), a sixth as much as of sentences
   codes_heldout.npz   held-out sentences in the training voices and in two voices training never hears
   human_digits.npz    digit strings by a real speaker, joined from Asterisk's prompts (CC-BY-SA-3.0)
 The last two also hold `sample_offsets` int64 [N+1] into the FLAC file of the same name, the audio for judges.
@@ -53,24 +54,23 @@ def main():
     parser.add_argument("--codec", default="modeling_anygpt/pretrained/anygpt_tiny/speech_codec")
     parser.add_argument("--asterisk", default="/usr/share/asterisk/sounds/en_US_f_Allison/digits", help="g722 prompts")
     parser.add_argument(
-        "--only", choices=["train", "heldout", "digits"], nargs="*", default=["train", "heldout", "digits"]
+        "--only",
+        choices=["train", "words", "heldout", "digits"],
+        nargs="*",
+        default=["train", "words", "heldout", "digits"],
     )
     args = parser.parse_args()
     (args.out / "parts").mkdir(parents=True, exist_ok=True)
 
-    if "train" in args.only:
-        rounds = max(1, round(args.hours * 3600 / PART_SECONDS / len(voices.TRAINING_VOICES)))
-        jobs = [(voice, f"{args.seed}-{i}", args) for i in range(rounds) for voice in voices.TRAINING_VOICES]
-        jobs += [(voice, f"{args.seed}-{i}", args) for i in range(args.heard_rounds) for voice in voices.HEARD_VOICES]
-        with get_context("spawn").Pool(args.workers) as pool:
-            paths = []
-            for path in pool.imap(make_part, jobs):
-                paths.append(path)
-                print(f"{len(paths)}/{len(jobs)} {path}", flush=True)
-        parts = [np.load(path) for path in paths]
-        codes = [row for part in parts for row in split(part)]
-        texts, labels = (np.concatenate([part[name] for part in parts]) for name in ("text", "voice"))
-        save_codes(args.out / "codes_train.npz", codes, texts, labels)
+    rounds = max(1, round(args.hours * 3600 / PART_SECONDS / len(voices.TRAINING_VOICES)))
+    plan = {
+        "train": [(voice, f"{args.seed}-{i}") for i in range(rounds) for voice in voices.TRAINING_VOICES]
+        + [(voice, f"{args.seed}-{i}") for i in range(args.heard_rounds) for voice in voices.HEARD_VOICES],
+        "words": [(v, f"{args.seed}-words-{i}") for i in range(-(-rounds // 6)) for v in voices.TRAINING_VOICES],
+    }
+    for name, jobs in plan.items():
+        if name in args.only:
+            speak_parts(args.out / f"codes_{name}.npz", [(*job, args) for job in jobs], args.workers)
 
     if "heldout" in args.only:
         rng = random.Random(f"{args.seed}-heldout")
@@ -82,6 +82,17 @@ def main():
         save_with_audio(args.out / "human_digits", human_digits(args.asterisk, 40, f"{args.seed}-digits"), args.codec)
 
 
+def speak_parts(path: Path, jobs: list, workers: int) -> None:
+    """All parts, made side by side, as one file."""
+    parts = []
+    with get_context("spawn").Pool(workers) as pool:
+        for i, part in enumerate(pool.imap(make_part, jobs), 1):
+            print(f"{i}/{len(jobs)} {part}", flush=True)
+            parts.append(np.load(part))
+    codes = [row for part in parts for row in split(part)]
+    save_codes(path, codes, *(np.concatenate([part[name] for part in parts]) for name in ("text", "voice")))
+
+
 def make_part(job) -> Path:
     """Four minutes of one voice, spoken and encoded -> path of the npz file."""
     voice, seed, args = job
@@ -90,8 +101,9 @@ def make_part(job) -> Path:
         return path
     torch.set_num_threads(1)
     rng, spoken, seconds = random.Random(f"{voice}-{seed}"), [], 0.0
+    sample = language.sample_words if "words" in seed else language.sample_spoken
     while seconds < PART_SECONDS:
-        text = language.sample_spoken(rng)
+        text = sample(rng)
         if language.is_held_out(text):
             continue
         pace, label = PACE.get(voice, 1.0), voice

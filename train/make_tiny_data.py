@@ -165,18 +165,13 @@ def voice_window(voice: str, by_voice: dict, rng: random.Random) -> np.ndarray:
 def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
     """One medium against its text, both ways: transcribe and speak, describe and draw, describe and play."""
     if args.speech:
-        speech = load_speech(args.speech, split)
         by_voice = defaultdict(list)
-        for _, voice, codes in speech:
+        for _, voice, codes in load_speech(args.speech, split):
             by_voice[voice].append(codes)
-        rows.write("asr", split, (
-            turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
-        ))  # fmt: skip
-        # Perturbed voices ("flite_slt*1.07") and those only heard are fine accents to hear, none to speak with.
-        spoken = [item for item in speech if split == "heldout" or item[1] in voices.TRAINING_VOICES]
-        spoken = spoken if split == "heldout" else spoken * 2  # another voice prompt each time
-        rng.shuffle(spoken)
-        rows.write("tts", split, (speak_turn(text, voice, codes, by_voice, rng) for text, voice, codes in spoken))
+        speech_rows(rows, ("asr", "tts"), split, load_speech(args.speech, split), by_voice, rng)
+        if split == "train":
+            words = load_speech(args.speech, "words")
+            speech_rows(rows, ("asr_words", "tts_words"), split, words, by_voice, rng)
     for folder, modality, describe, make in (
         (args.images, "image", "caption", "draw"),
         (args.music, "music", "describe", "play"),
@@ -191,6 +186,18 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
                 turn([instruction("text", modality, rng, request(text, rng))], [block(modality, codes)])
                 for text, codes in load_items(folder, split, to_make=True)
             ))  # fmt: skip
+
+
+def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by_voice: dict, rng: random.Random):
+    """Recordings to write down and, in the voices of training, to speak."""
+    rows.write(tasks[0], split, (
+        turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
+    ))  # fmt: skip
+    # Voices made strange ("flite_slt*1.07") and those only heard are fine accents to hear, none to speak with.
+    spoken = [item for item in speech if split == "heldout" or item[1] in voices.TRAINING_VOICES]
+    spoken = spoken if split == "heldout" else spoken * 2  # another voice prompt each time
+    rng.shuffle(spoken)
+    rows.write(tasks[1], split, (speak_turn(text, voice, codes, by_voice, rng) for text, voice, codes in spoken))
 
 
 def description(caption: str) -> str:
