@@ -67,10 +67,7 @@ def table(systems: dict, model: str, protocol: str) -> dict:
         low, high = min([0.0, *marks]), max([*marks, 1e-9])
         cells = []
         for name in systems:
-            cell = line["cells"].get(name)
-            against = cell and name != model and line["cells"].get(model)
-            compared = tables.difference(cell, against, row["better"]) if against else None
-            cells.append({"row": cell, "compared": compared})
+            cells.append({"row": line["cells"].get(name), "compared": tables.compared(line, name, model)})
         rows.append({"row": row, "bar": bar, "limit": limit, "cells": cells, "low": low, "span": high - low})
     name = next(results[protocol] for results in systems.values() if protocol in results)
     return {"protocol": protocol, "hash": name["protocol"]["hash"][:12], "about": name["about"], "rows": rows}

@@ -3,7 +3,7 @@
   python eval/report.py out/eval --page out/eval.html --data data/speech
   python eval/report.py out/eval --card model_card.md
   python eval/report.py out/eval --floors docs/evaluation.md
-  python eval/report.py results/base results/tuned --page compare.html      # N models side by side
+  python eval/report.py results/base results/tuned --page compare.html      # N models side by side; no --page: prints
 
 Takes folders that `run.py --out` wrote. The page needs nothing else: pictures, players and spectrograms are inside.
 With --data it also shows what the models were shown. Models are compared with the first (or --against) by paired
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     if args.page:
         page.write(args.page, systems, model, args.data)
     if not (args.card or args.floors or args.page):
-        print(tables.card_table(systems, model), end="")
+        several = len(tables.of_kind(systems, "model")) > 1
+        print((tables.comparison_table if several else tables.card_table)(systems, model), end="")
 
 
 if __name__ == "__main__":

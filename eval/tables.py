@@ -112,6 +112,12 @@ def difference(a: dict, b: dict, better: str) -> dict | None:
     return found | {"verdict": ("better" if up else "worse") if sure else ""}
 
 
+def compared(line: dict, name: str, model: str) -> dict | None:
+    """`difference` of a system's cell and the model's; None for the model itself and where one is missing."""
+    cell, against = line["cells"].get(name), line["cells"].get(model)
+    return difference(cell, against, line["row"]["better"]) if cell and against and name != model else None
+
+
 def bar_of(line: dict, codec: str | None) -> tuple[str, float | None]:
     """A row's bar in words and as a number, once the codec's score is known where it is relative."""
     bar = line["row"]["bar"] or {}
@@ -152,6 +158,19 @@ def card_table(systems: dict, model: str) -> str:
             bar += ", reached" if reached(judged, limit) else ", missed"
         cells = [row["name"], row["judge"], number(cell, True), str(judged["count"]), bar]
         cells += [number(line["cells"].get(name)) for name in (codec, original)]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def comparison_table(systems: dict, model: str) -> str:
+    """All systems side by side; ▲ better, ▼ worse than the model on the same items."""
+    marks = {"better": " ▲", "worse": " ▼"}
+    text = f"| task | judge | {' | '.join(systems)} |\n|---|---|{'---|' * len(systems)}\n"
+    for line in lines(systems):
+        cells = [line["row"]["name"], line["row"]["judge"]]
+        for name in systems:
+            found = compared(line, name, model) or {}
+            cells.append(number(line["cells"].get(name), True) + marks.get(found.get("verdict"), ""))
         text += f"| {' | '.join(cells)} |\n"
     return text
 

@@ -293,6 +293,28 @@ def test_differences_are_paired_and_marked(better, verdict):
     assert tables.difference({}, row(base), better) is None
 
 
+def test_models_stand_side_by_side_with_their_significance(tmp_path, capsys):
+    def save(name: str, shift: float) -> None:
+        items = {str(i): [0.01 * i + shift, 1] for i in range(20)}
+        row = {"name": "r", "judge": "j", "better": "higher", "value": 0.1 + shift, "low": shift, "high": 0.2 + shift}
+        result = {"task": "asr", "protocol": {"name": "p", "hash": "1", "file": {"rows": [row]}}}
+        system = {"name": name, "kind": "model"}
+        (tmp_path / name / name).mkdir(parents=True)
+        content = result | {"system": system, "rows": [row | {"items": items}]}
+        results.write_json(tmp_path / name / name / "p.json", content)
+
+    for name, shift in (("a", 0.1), ("b", 0.3), ("c", 0.0), ("d", 0.1)):
+        save(name, shift)
+    report.main([str(tmp_path / name) for name in "abcd"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.split(" | ")[2:] == [
+        "0.200 [0.100, 0.300]",
+        "0.400 [0.300, 0.500] ▲",
+        "0.100 [0.000, 0.200] ▼",
+        "0.200 [0.100, 0.300] |",
+    ]
+
+
 def test_rows_of_one_name_and_two_judges_stay_apart():
     """As in the paper's text_to_image: one thing, CLIP-I and CLIPScore."""
     rows = [{"name": "r", "judge": judge, "value": value} for judge, value in (("i", 0.7), ("t", 0.2))]
