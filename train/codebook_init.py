@@ -33,14 +33,20 @@ def initialise(config, codecs: Path, seed: int = 0):
 
 def codebook_vectors(codecs: Path) -> dict[str, list[np.ndarray]]:
     """Modality -> a feature matrix [codes, features] for every codebook that the language model sees."""
+    phones, level1 = speech_codebook(codecs)
+    music = load_file(codecs / "music_codec/model.safetensors")["quantizer.codebooks"].float()
+    image = load_file(codecs / "image_codec/diffusion_pytorch_model.safetensors")["quantize.embedding.weight"].float()
+    joined = np.concatenate([standardise(phones.sqrt().numpy()), standardise(level1.numpy())], axis=1)
+    return {"speech": [joined], "music": [book.numpy() for book in music], "image": [image.numpy()]}
+
+
+def speech_codebook(codecs: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each speech code of level 1: probabilities of the phones [codes, PHONES], and its vector [codes, D]."""
     speech = {k: v.float() for k, v in load_file(codecs / "speech_codec/model.safetensors").items()
               if k.startswith(("transform", "quantizer.vq.layers.0."))}  # fmt: skip
     level1 = speech["quantizer.vq.layers.0._codebook.embed"]
-    phones = (level1 @ speech["transform.weight"].T + speech["transform.bias"])[:, :PHONES].softmax(-1).sqrt()
-    music = load_file(codecs / "music_codec/model.safetensors")["quantizer.codebooks"].float()
-    image = load_file(codecs / "image_codec/diffusion_pytorch_model.safetensors")["quantize.embedding.weight"].float()
-    joined = np.concatenate([standardise(phones.numpy()), standardise(level1.numpy())], axis=1)
-    return {"speech": [joined], "music": [book.numpy() for book in music], "image": [image.numpy()]}
+    logits = level1 @ speech["transform.weight"].T + speech["transform.bias"]
+    return logits[:, :PHONES].softmax(-1), level1
 
 
 def standardise(features: np.ndarray) -> np.ndarray:

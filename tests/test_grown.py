@@ -1,0 +1,106 @@
+"""A grown text model that learns to speak: its readings, the first rows of its codes, and the whole of it (slow)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_tools import EMBEDDED, small_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from processing_anygpt.tiny_world import language, voices
+
+ROOT = Path(__file__).parent.parent
+sys.path += [str(ROOT / "train"), str(ROOT / "eval")]  # siblings of the scripts import each other by name
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_examined_is_not_taught(tmp_path, monkeypatch):
+    import make_readings
+
+    monkeypatch.setattr(voices, "say", lambda text, *_: np.full(800, len(text) / 100, np.float32))
+    make_readings.main(["--out", str(tmp_path), "--scale", "0.05"])
+    parts = {name: read(tmp_path / f"{name}.jsonl") for name in make_readings.COUNTS}
+    said = {name: [row["text"] for row in parts[name]] for name in ("phrases", "sentences", "heldout")}
+    assert len(said["sentences"]) == len(set(said["sentences"])) == 120 and len(said["heldout"]) == 3
+    assert all(language.is_held_out(text) for text in said["heldout"])
+    assert not any(language.is_held_out(text) for text in said["phrases"] + said["sentences"])
+    assert all((tmp_path / row["speech"]).is_file() for name in said for row in parts[name])
+    paragraphs = [message["content"] for row in parts["text"] for message in row["messages"]]
+    assert len(paragraphs) == 25 and all(len(text) in make_readings.PARAGRAPH for text in paragraphs)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_codes_start_as_the_letters_of_their_phones(tied, tmp_path):
+    """Of codes whose phone is sure the nearest letters are that phone's; other rows stay."""
+    import start_codes
+    from codebook_init import speech_codebook
+
+    small_checkpoint(tmp_path / "model", tied)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    before = [matrix.detach().clone() for matrix in matrices]
+    start_codes.start(model, tokenizer, EMBEDDED, np.random.default_rng(0))
+    spec = model.config.modality("speech")
+    codes = slice(spec.first_code_id, spec.first_code_id + spec.num_codes)
+    sure, phones = speech_codebook(EMBEDDED)[0].max(1)
+    for matrix, old in zip(matrices, before, strict=True):
+        other = torch.ones(len(old), dtype=torch.bool)
+        other[codes] = False
+        assert torch.equal(matrix[other], old[other]) and len(matrix[codes].unique(dim=0)) == spec.num_codes
+        spelled = [tokenizer(start_codes.LETTERS[phone])["input_ids"] for phone in start_codes.PHONES]
+        letters = torch.stack([old[ids].mean(0) for ids in spelled])
+        near = torch.cdist(matrix[codes].detach(), letters).argmin(1)
+        right = (letters[near] == letters[phones]).all(1)  # some phones are spelled alike
+        assert right[sure > 0.8].float().mean() > 0.8
+
+
+def run(*words) -> str:
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_smollm2_begins_to_speak(request, tmp_path):
+    """`make smollm2-speech` in miniature: every step fits the next, the loss falls, English stays."""
+    pytest.importorskip("trl")
+    pytest.importorskip("pocketsphinx")
+    folder = Path(request.config.getoption("--smollm2"))
+    if not list(folder.glob("*.gguf")) or not voices.is_installed("flite_slt"):
+        pytest.skip("needs SmolLM2 (make smollm2) and flite")
+    data, start = tmp_path / "readings", tmp_path / "start"
+    grow = "from serving_anygpt.grow import init; import sys; init(sys.argv[1], sys.argv[2], ['speech'])"
+    run("-c", grow, folder, tmp_path / "any")
+    run("train/start_codes.py", "--model", tmp_path / "any", "--out", start)
+    run("train/make_readings.py", "--out", data, "--scale", "0.05")
+    options = ["--instructions", "train/configs/speech_instructions.yaml", "--pad-seconds", "0.04", "--workers", "0"]
+    for part in ("phrases", "sentences", "text"):
+        out = data / "rows" / part
+        run("train/prepare_data.py", data / f"{part}.jsonl", "--model", start, "--out", out, *options)
+    sources = {"speech": ("sentences", 0.85), "text": ("text", 0.15)}
+    mixture = {name: {"rows": str(data / "rows" / part), "rate": rate} for name, (part, rate) in sources.items()}
+    changes = {"model": start, "mixture": json.dumps(mixture), "output_dir": tmp_path / "run", "max_steps": 20}
+    changes |= {"logging_steps": 2, "save_steps": 20, "max_length": 384, "gradient_accumulation_steps": 1}
+    run("train/sft.py", "train/configs/sft_smollm2.yaml", *[w for k, v in changes.items() for w in (f"--{k}", v)])
+    log = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss_speech"] for entry in log if "loss_speech" in entry]
+    assert losses[-1] < losses[0] - 1.5
+    model = tmp_path / "run" / "model"
+    words = ["--model", model, "--backbone", folder, "--data", data, "--limit", "2"]
+    report = json.loads(run("eval/grown.py", *words))
+    assert {"asr_wer", "tts_wer", "codec_wer", "original_wer"} < set(report) and report["original_wer"] <= 0.2
+    for text in report["perplexity"].values():
+        assert 1 < text["before"] < 60 and text["after"] < 1.1 * text["before"]
+    trained, first = (load_file(path / "model.safetensors") for path in (model, start))
+    key = "model.embed_tokens.weight"
+    assert torch.equal(trained[key][:49000], first[key][:49000])  # words; codes have moved
+    assert not torch.equal(trained[key], first[key])
