@@ -44,7 +44,9 @@ class CodecShelf:
                 return self.models[name]
             library_class = json.loads((folder / "config.json").read_text()).get("_class_name")
             if library_class is not None:  # a model of diffusers, which has no Auto class for all of them
-                model = getattr(importlib.import_module("diffusers"), library_class).from_pretrained(folder)
+                diffusers_class = getattr(importlib.import_module("diffusers"), library_class)
+                # Else diffusers advises on standard error to install accelerate, for models a thousand times as large.
+                model = diffusers_class.from_pretrained(folder, low_cpu_mem_usage=False)
             else:
                 trust = self.options.get("trust_remote_code", False)
                 model = AutoModel.from_pretrained(folder, trust_remote_code=trust, dtype=torch.float32)
