@@ -114,8 +114,8 @@ smollm2-speech: smollm2 eval-deps
 	$(PIP) --no-build-isolation -e ".[gguf]"
 	test -d data/smollm2_any || $(BIN)/anygpt init --backbone $(SMOLLM2) data/smollm2_any --modalities speech
 	test -d data/smollm2_start || $(PY) train/start_codes.py --model data/smollm2_any --out data/smollm2_start
-	$(PY) train/make_readings.py --out $(READINGS)
-	for part in phrases sentences text; do $(PY) train/prepare_data.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
+	$(PY) train/make_readings.py --out $(READINGS) --backbone $(SMOLLM2)
+	for part in phrases sentences text own; do $(PY) train/prepare_data.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
 		--out $(READINGS)/rows/$$part --instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 \
 		--workers 0 || exit; done
 	$(PY) train/sft.py train/configs/sft_smollm2.yaml

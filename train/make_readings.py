@@ -8,6 +8,7 @@ model knew is not forgotten. OUT holds
   phrases.jsonl     {"text", "speech"}: one to three words, where the words are learned
   sentences.jsonl   {"text", "speech"}: whole sentences
   text.jsonl        {"messages"}: paragraphs of the manual that comes with Python
+  own.jsonl         {"messages"}: what the backbone writes by itself, the best reminder of what it could
   heldout.jsonl     {"text", "speech"}: sentences that are in none of them, for eval/grown.py
   media/            the recordings
 
@@ -21,10 +22,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import torch
 from make_lesson import Studio, write_lines
 from settings import run_script
 
 from processing_anygpt.tiny_world import language
+from serving_anygpt.grow import find_backbone, load_backbone
 
 RULES = ("digits", "everyday")
 PHRASES = (
@@ -32,12 +35,18 @@ PHRASES = (
     "the <object> <when>",
 )  # fmt: skip
 PARAGRAPH = range(150, 900)  # characters
-COUNTS = {"phrases": 500, "sentences": 2400, "text": 500, "heldout": 60}
+COUNTS = {"phrases": 500, "sentences": 2400, "text": 500, "own": 576, "heldout": 60}
+OPENINGS = (
+    "The", "A", "In", "When", "It", "There", "My", "We", "People", "After", "For", "One", "This", "If", "She", "He",
+    "Most", "At", "Every", "To",
+)  # fmt: skip
+BATCH, WRITTEN = 32, 90  # texts at a time, and tokens of each
 
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backbone", default="data/smollm2", help="of `anygpt init` (default: data/smollm2)")
     parser.add_argument("--voice", default="flite_slt", help="of processing_anygpt/tiny_world/voices.py")
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial")
     parser.add_argument("--seed", type=int, default=0)
@@ -50,8 +59,12 @@ def main(words: list[str]) -> None:
     for name, said in texts.items():
         rows = ({"text": text, "speech": studio.say(text, args.voice)} for text in said)
         write_lines(args.out / f"{name}.jsonl", rows)
-    turns = ([{"role": "assistant", "content": text}] for text in plain_text(counts["text"], studio.rng))
-    write_lines(args.out / "text.jsonl", ({"messages": messages} for messages in turns))
+    plain = {"text": plain_text(counts["text"], studio.rng)}
+    if not (args.out / "own.jsonl").is_file():  # takes minutes
+        plain["own"] = own_text(*load_backbone(find_backbone(args.backbone)), counts["own"], args.seed)
+    for name, written in plain.items():
+        turns = ([{"role": "assistant", "content": text}] for text in written)
+        write_lines(args.out / f"{name}.jsonl", ({"messages": messages} for messages in turns))
 
 
 def sentences(count: int, rng: random.Random, held_out: bool) -> Iterable[str]:
@@ -76,6 +89,19 @@ def plain_text(count: int, rng: random.Random) -> list[str]:
     prose = [" ".join(block.split()) for block in blocks if "::=" not in block and "\n " not in block]
     found = sorted({text for text in prose if len(text) in PARAGRAPH and text.endswith(".")})
     return rng.sample(found, min(count, len(found)))
+
+
+@torch.inference_mode()
+def own_text(model, tokenizer, count: int, seed: int) -> list[str]:
+    """Texts that the model goes on with from one of OPENINGS, each as likely as the model makes it."""
+    torch.manual_seed(seed)
+    written = []
+    for start in range(0, count, BATCH):
+        openings = [OPENINGS[i % len(OPENINGS)] for i in range(start, min(start + BATCH, count))]
+        ids = tokenizer(openings, return_tensors="pt", padding=True, add_special_tokens=False)
+        drawn = model.generate(**ids, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=WRITTEN)
+        written += [text.strip() for text in tokenizer.batch_decode(drawn, skip_special_tokens=True)]
+    return written
 
 
 if __name__ == "__main__":

@@ -130,15 +130,15 @@ def run(args: argparse.Namespace) -> dict:
     todo = rows.begin(args.out, facts)
     total, waiting = sum(unit["count"] for unit in units), sum(units[index]["count"] for index in todo)
     job = workers.Job(args.model, settings, args.out.absolute(), "cuda" if args.gpus_per_worker else "cpu")
-    start, times = time.time(), []
+    start, spans = time.time(), []
     bar = {"total": total, "initial": total - waiting, "unit": " rows", "smoothing": 0.05, "disable": args.json}
     with tqdm(desc="prepare", file=sys.stderr, **bar) as progress:
         for index, *span in workers.make_shards(job, units, todo, args.workers, args.gpus_per_worker, args.address):
-            times.append(span)
+            spans.append([units[index]["count"], *span])
             progress.update(units[index]["count"])
     manifest = rows.finish(args.out, facts)
-    working = max((end for _, end in times), default=0) - min((begin for begin, _ in times), default=0)
-    report = {"source_rows": total, "prepared": waiting, "seconds": time.time() - start, "working_seconds": working}
+    report = {"source_rows": total, "prepared": waiting, "seconds": time.time() - start}
+    report["spans"] = spans  # (rows, start, end, worker) of each unit, for benchmarks/prepare.py
     return report | {key: manifest[key] for key in ("rows", "rejected", "tokens", "learned_tokens", "tasks")}
 
 
