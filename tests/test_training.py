@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +223,7 @@ def test_packing_changes_no_gradient(workshop, scripts):
     rows, lengths = token_trainer.open_rows(
         "music", {"rows": workshop / "music"}, processor.tokenizer, str(workshop / "cache")
     )
-    reader = token_trainer.PackReader(rows, {7: [0, 1, 2]}, "labels")
+    reader = scripts("token_rows").PackReader(rows, {7: [0, 1, 2]}, "labels")
     example = {key: value[0] for key, value in reader({"pack": [7]}).items()}
     batch = scripts("trl.trainer.sft_trainer").DataCollatorForLanguageModeling(0, padding_free=True)([example])
     grads = []
@@ -307,6 +308,8 @@ ERRORS = {
     "other weights": ({"model": "WORKSHOP/unfit"}, "do not fit its config.json"),
     "no rows": ({"mixture": "{a: {rows: WORKSHOP, rate: 1}}"}, "has no manifest.json"),
     "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),
+    "rate of letters": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: lots}}"}, "rate a number"),
+    "broken mixture": ({"mixture": "{a: {rows"}, "mixture is no YAML"),
     "no column": ({"mixture": "{a: {rows: WORKSHOP/lame, rate: 1}}"}, "has no column 'labels'"),
     "other vocabulary": ({"mixture": "{a: {rows: WORKSHOP/foreign, rate: 1}}"}, "another vocabulary"),
     "too short": ({"max_length": 8}, "no row of 'speech' fits into 8 ids"),
@@ -358,16 +361,53 @@ def test_a_run_is_not_written_over_nor_resumed_with_other_data(workshop, tmp_pat
         train(script, words(workshop, tmp_path, max_steps=3, resume=True, seed=7))
 
 
-def test_a_full_disk_leaves_nothing_half_written(workshop, tmp_path, scripts):
-    """No file may grow beyond 100 kB: the weights don't fit."""
+@contextmanager
+def no_file_beyond(size: int):
+    """As if the disk were full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(OSError, match="checkpoint-3 can't be written.*disk full"):
-            train(scripts("sft"), words(workshop, tmp_path, max_steps=3))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_nothing_half_written(workshop, tmp_path, scripts):
+    """No file may grow beyond 100 kB: the weights don't fit."""
+    with no_file_beyond(100_000), pytest.raises(OSError, match="checkpoint-3 can't be written.*disk full"):
+        train(scripts("sft"), words(workshop, tmp_path, max_steps=3))
     assert not list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "model").exists()
+
+
+def test_a_full_disk_is_said_where_rows_are_copied(workshop, tmp_path, scripts):
+    line = words(workshop, tmp_path / "run", data_cache=tmp_path / "cache")
+    with no_file_beyond(1000), pytest.raises(OSError, match="can't be copied into data_cache.*disk full"):
+        train(scripts("sft"), line)
+
+
+def test_merging_refuses_what_does_not_fit_and_leaves_nothing(workshop, tmp_path, scripts):
+    merge = scripts("merge")
+    adapter, out = tmp_path / "run" / "adapter", tmp_path / "out"
+    changes = {"lora_r": 4, "max_steps": 1, "save_strategy": "no"}
+    train(scripts("sft"), words(workshop, tmp_path / "run", **changes))
+    line = ["--adapter", str(adapter), "--out", str(out)]
+    small_checkpoint(tmp_path / "wider", hidden_size=48)
+    with pytest.raises(ValueError, match="does not fit .*wider: .*Give the --base"):
+        merge.main([*line, "--base", str(tmp_path / "wider")])
+    with no_file_beyond(100_000), pytest.raises(OSError, match="can't be written.*disk full"):
+        merge.main(line)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="it has no adapter_model.safetensors"):
+        merge.main(line)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "wider"]
+
+
+def test_a_pair_without_an_answer_is_refused(workshop, tmp_path, scripts):
+    table = pq.read_table(workshop / "pairs.parquet").to_pylist()
+    table[3]["rejected_ids"] = []
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match="without ids"):
+        scripts("dpo").open_pairs(str(tmp_path / "pairs.parquet"), 1024, 4108, str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

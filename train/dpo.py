@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from recipe import (
     ModelRecipe,
     TrainingDefaults,
@@ -25,6 +25,7 @@ from recipe import (
     speed_up,
 )
 from settings import parse, run_script
+from token_rows import load_columns
 from token_trainer import QuietTrainer, choose_checkpointing, run
 from trl import DPOConfig, DPOTrainer
 
@@ -72,10 +73,11 @@ def open_pairs(path: str, max_length: int, vocabulary: int, cache: str | None) -
         missing = [column for column in COLUMNS if column not in pq.read_schema(file).names]
         if missing:
             raise ValueError(f"pairs: {file} has no column {missing[0]!r}. Needed: {', '.join(COLUMNS)}.")
-    pairs = load_dataset("parquet", data_files=[str(f) for f in files], split="train", cache_dir=cache)
-    pairs = pairs.select_columns(list(COLUMNS))
+    pairs = load_columns(files, list(COLUMNS), cache)
 
     def fits(pair: dict) -> bool:
+        if not all(pair.values()):
+            raise ValueError(f"pairs: {path} has a prompt or an answer without ids. Leave such pairs out.")
         if max(map(max, pair.values())) >= vocabulary:
             raise ValueError(
                 f"pairs: {path} has ids beyond the {vocabulary} of the model. Make them with its processor."

@@ -22,13 +22,11 @@ def whole_folder(folder: Path):
     """Yields a temporary folder beside `folder` that takes its place at the end; nothing stays after an error."""
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with whole_or_nothing(temporary):
+        temporary.mkdir(parents=True)
         yield temporary
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -46,7 +44,20 @@ def whole_or_nothing(folder: Path):
 def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
     """Writes base + adapter with the base's processor and codecs to `out`, whole or not at all."""
     processor = load_processor(base)
-    model = PeftModel.from_pretrained(load_model(ModelRecipe(model=base, dtype=dtype), seed=0), adapter)
+    model = load_model(ModelRecipe(model=base, dtype=dtype), seed=0)
+    try:
+        model = PeftModel.from_pretrained(model, adapter)
+    except (
+        RuntimeError,
+        KeyError,
+        ValueError,
+        OSError,
+        SafetensorError,
+    ) as error:  # what unfit and damaged files raise
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"The adapter {adapter} does not fit {base}: {first} Give the --base it was trained on."
+        ) from error
     merged = model.merge_and_unload()
     with whole_folder(out) as folder:
         merged.save_pretrained(folder)
@@ -102,8 +113,9 @@ def main(words: list[str]):
     args = parser.parse_args(words)
     if args.out.exists():
         raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
-    if not (Path(args.adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{args.adapter} is no adapter: it has no adapter_config.json.")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(args.adapter) / name).is_file():
+            raise ValueError(f"{args.adapter} is no adapter: it has no {name}.")
     base = args.base or PeftConfig.from_pretrained(args.adapter).base_model_name_or_path
     merge(base, args.adapter, args.out, args.dtype)
     print(f"saved {args.out}")

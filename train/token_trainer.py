@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import yaml
 from budget import needs_checkpointing
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from merge import save_model, whole_or_nothing
 from recipe import (
     ModelRecipe,
@@ -21,11 +20,11 @@ from recipe import (
     record_settings,
     speed_up,
 )
+from token_rows import open_rows, pack_dataset
 from trl import SFTConfig, SFTTrainer
 
 from modeling_anygpt import AnyGPTConfig
 from processing_anygpt.packing import PackPlan, best_fit_decreasing
-from processing_anygpt.rows import check_vocabulary, read_manifest, shard_paths
 
 
 @dataclass(kw_only=True)
@@ -45,67 +44,31 @@ class RowsRecipe(ModelRecipe):
         if self.learn not in ("labels", "all"):
             raise ValueError(f"learn: got {self.learn!r}, allowed: labels, all.")
         for key in ("mixture", "heldout"):
-            sources = yaml.safe_load(getattr(self, key))  # the parser of command lines knows no nested values
+            try:
+                sources = yaml.safe_load(getattr(self, key))  # the parser of command lines knows no nested values
+            except yaml.YAMLError as error:
+                raise ValueError(f"{key} is no YAML: {error}") from error
             setattr(self, key, sources)
             needed = {"rows", "rate"} if key == "mixture" else {"rows"}
             for name, source in sources.items() if isinstance(sources, dict) else [("", sources)]:
-                if not isinstance(source, dict) or not needed <= set(source) <= needed | {"tasks"}:
-                    raise ValueError(f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks if wanted.")
+                if not is_source(source, needed):
+                    raise ValueError(
+                        f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks if wanted. rows is a "
+                        "folder, rate a number, tasks a list."
+                    )
+
+
+def is_source(source, needed: set[str]) -> bool:
+    """Whether an entry of `mixture` or `heldout` has the keys that it must and may have, and values of their types."""
+    if not isinstance(source, dict) or not needed <= set(source) <= needed | {"tasks"}:
+        return False
+    rate, tasks = source.get("rate", 1), source.get("tasks", [])
+    return isinstance(source["rows"], str) and isinstance(rate, int | float) and isinstance(tasks, list)
 
 
 @dataclass
 class RowsConfig(TrainingDefaults, SFTConfig):
     """TRL's SFTConfig with our defaults."""
-
-
-def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Dataset, np.ndarray]:
-    """The rows of one source, memory-mapped, and their lengths [rows].
-
-    Raises:
-        ValueError: the folder is not finished, made with another vocabulary, lacks a column or a task.
-    """
-    manifest = read_manifest(source["rows"])
-    check_vocabulary(manifest, tokenizer)
-    shards = [str(path) for path in shard_paths(source["rows"])]
-    if not shards:
-        raise ValueError(f"Source {name!r}: {source['rows']} holds no rows.")
-    columns = ["input_ids", "labels", "length", "task"]
-    for shard in shards:
-        missing = [column for column in columns if column not in pq.read_schema(shard).names]
-        if missing:
-            raise ValueError(f"Source {name!r}: {shard} has no column {missing[0]!r}. Make it with prepare_data.py.")
-    rows = load_dataset("parquet", data_files=shards, columns=columns, split="train", cache_dir=cache)
-    if source.get("tasks"):
-        unknown = sorted(set(source["tasks"]) - set(manifest["tasks"]))
-        if unknown:
-            raise ValueError(f"Source {name!r} has no task {unknown[0]!r}. It has {', '.join(manifest['tasks'])}.")
-        rows = rows.select(np.flatnonzero(np.isin(np.array(rows["task"][:]), source["tasks"])))
-    lengths = rows.with_format("numpy")["length"][:]
-    return rows.select_columns(["input_ids", "labels"]), lengths
-
-
-class PackReader:
-    """Turns numbers of packs into what TRL's collator takes: ids, labels, and the lengths of the rows in a pack."""
-
-    def __init__(self, rows: Dataset, packs, learn: str):
-        self.rows, self.packs, self.learn = rows.with_format("arrow"), packs, learn
-
-    def __call__(self, batch: dict) -> dict[str, list]:
-        out = {"input_ids": [], "labels": [], "seq_lengths": []}
-        for index in batch["pack"]:
-            table = self.rows[self.packs[index]]
-            ids = table["input_ids"].combine_chunks()
-            labels = table["labels"].combine_chunks()
-            out["input_ids"].append(ids.flatten().to_numpy().astype(np.int64))
-            learned = ids if self.learn == "all" else labels
-            out["labels"].append(learned.flatten().to_numpy().astype(np.int64))
-            out["seq_lengths"].append(ids.value_lengths().to_pylist())
-        return out
-
-
-def pack_dataset(rows: Dataset, packs, count: int, learn: str) -> Dataset:
-    """A data set of `count` packs, read when asked for."""
-    return Dataset.from_dict({"pack": range(count)}).with_transform(PackReader(rows, packs, learn))
 
 
 class ModalityMeter:
