@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def run_script(main: Callable[[list[str]], None]) -> None:
-    """`main` with the words of the command line; errors that a person can mend are one line, and exit code 2."""
+def run_script(main: Callable[[list[str]], int | None]) -> None:
+    """Ends with what `main` makes of the command line; errors that a person can mend are one line, and exit code 2."""
     try:
-        main(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
     except (ValueError, OSError, ImportError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout too
 
 import judge_speech  # noqa: E402
+from console import run_script  # noqa: E402
 
 from processing_anygpt.rows import write_whole  # noqa: E402
 from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
@@ -38,7 +39,7 @@ BATCH = 20
 WINDOW = 512  # tokens that a perplexity is measured over
 
 
-def main() -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the trained model")
     parser.add_argument("--backbone", default="data/smollm2", help="what was grown (default: data/smollm2)")
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument("--texts", nargs="+", type=Path, default=TEXTS, help="plain text that was not trained on")
     parser.add_argument("--limit", type=int, help="held-out sentences, for a trial (default: all)")
     parser.add_argument("--out", type=Path, help="JSON file, with every answer")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.disable_progress_bar()
     items = read_items(args.data, args.limit)
     texts = {path.name: path.read_text(encoding="utf-8") for path in args.texts}
@@ -68,7 +69,6 @@ def main() -> int:
         whole = json.dumps(report | {"items": listed}, indent=1) + "\n"
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(args.out, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
-    return 0
 
 
 def read_items(data: Path, limit: int | None) -> list[dict]:
@@ -146,8 +146,4 @@ def recording(path: str):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, ImportError) as error:
-        print(f"grown.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

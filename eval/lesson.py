@@ -30,6 +30,7 @@ import judge_speech  # noqa: E402
 import judges  # noqa: E402
 import protocol  # noqa: E402
 import systems  # noqa: E402
+from console import run_script  # noqa: E402
 
 from examples import Example, sound  # noqa: E402
 from processing_anygpt.rows import write_whole  # noqa: E402
@@ -60,7 +61,7 @@ class Score:
         return 100 * self.right / self.count
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of train/make_lesson.py")
     parser.add_argument("--before", default=str(TINY), help="the checkpoint that was taught (default: anygpt-tiny)")
@@ -69,7 +70,7 @@ def main() -> int:
     parser.add_argument("--sound-font", default="/usr/share/sounds/sf2/TimGM6mb.sf2")
     parser.add_argument("--limit", type=int, help="items of each kind, for a trial")
     parser.add_argument("--out", type=Path, required=True, help="JSON with the table and every answer")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.disable_progress_bar()
     items = read_items(args.data, args.limit)
     with lesson.enlarged():
@@ -210,8 +211,4 @@ def logit_difference(base: str, adapter: str, merged: str, items: dict) -> float
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, ImportError) as error:
-        print(f"lesson.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -132,7 +132,7 @@ def test_a_part_of_the_training_data(speech_data, monkeypatch, tmp_path):
     monkeypatch.setattr(speech_data, "PART_SECONDS", 6)
     (tmp_path / "parts").mkdir()
     folder = ROOT / "modeling_anygpt" / "pretrained" / "anygpt_tiny" / "speech_codec"
-    job = ("flite_kal16", "0", Namespace(out=tmp_path, codec=folder))
+    job = ("flite_kal16", "0", language.sample_spoken, Namespace(out=tmp_path, codec=folder))
     path = speech_data.make_part(job)
     data = np.load(path)
     rows = speech_data.split(data)

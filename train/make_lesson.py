@@ -133,9 +133,7 @@ class Studio:
 
     def play(self, caption: str, in_c: bool) -> str:
         tune = language.parse_tune(caption)
-        notes = tunes.notes(tune, self.rng)
-        while in_c and notes[0][2] % 12:  # a melody starts on its tonic
-            notes = tunes.notes(tune, self.rng)
+        notes = tunes.notes(tune, self.rng, tunes.TONICS[0] if in_c else None)
         return self.sound(tunes.render(notes, tune.instrument, self.sound_font), f"tune_{self.made}")
 
 

@@ -70,7 +70,8 @@ def main():
     }
     for name, jobs in plan.items():
         if name in args.only:
-            speak_parts(args.out / f"codes_{name}.npz", [(*job, args) for job in jobs], args.workers)
+            sample = language.sample_words if name == "words" else language.sample_spoken
+            speak_parts(args.out / f"codes_{name}.npz", [(*job, sample, args) for job in jobs], args.workers)
 
     if "heldout" in args.only:
         rng = random.Random(f"{args.seed}-heldout")
@@ -95,13 +96,12 @@ def speak_parts(path: Path, jobs: list, workers: int) -> None:
 
 def make_part(job) -> Path:
     """Four minutes of one voice, spoken and encoded -> path of the npz file."""
-    voice, seed, args = job
+    voice, seed, sample, args = job
     path = args.out / "parts" / f"{voice}_{seed}.npz"
     if path.exists():
         return path
     torch.set_num_threads(1)
     rng, spoken, seconds = random.Random(f"{voice}-{seed}"), [], 0.0
-    sample = language.sample_words if "words" in seed else language.sample_spoken
     while seconds < PART_SECONDS:
         text = sample(rng)
         if language.is_held_out(text):

@@ -165,10 +165,11 @@ def voice_window(voice: str, by_voice: dict, rng: random.Random) -> np.ndarray:
 def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
     """One medium against its text, both ways: transcribe and speak, describe and draw, describe and play."""
     if args.speech:
+        speech = load_speech(args.speech, split)
         by_voice = defaultdict(list)
-        for _, voice, codes in load_speech(args.speech, split):
+        for _, voice, codes in speech:
             by_voice[voice].append(codes)
-        speech_rows(rows, ("asr", "tts"), split, load_speech(args.speech, split), by_voice, rng)
+        speech_rows(rows, ("asr", "tts"), split, speech, by_voice, rng)
         if split == "train":
             words = load_speech(args.speech, "words")
             speech_rows(rows, ("asr_words", "tts_words"), split, words, by_voice, rng)
