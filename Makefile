@@ -34,7 +34,7 @@ EVAL_PROCESSES ?= 2
 EVAL := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(EVAL_PROCESSES) eval/run.py --cpu --task all --protocols tiny \
 	--data data/speech
 eval: eval-deps data/speech/codes_heldout.npz data/speech/TimGM6mb.sf2
-	$(EVAL) --out out/eval --model anygpt-tiny=$(TINY) codec=codec:$(TINY) original
+	$(EVAL) --out out/eval --model anygpt-tiny=$(TINY) first=first:$(TINY) codec=codec:$(TINY) original
 	$(BIN)/python eval/report.py out/eval --card model_card.md --page out/eval.html --data data/speech
 
 # Broken on purpose, to show what no information scores: the table in docs/evaluation.md.

@@ -25,7 +25,7 @@ TASKS = {
     "speech_chat": ("speech", "speech"),
     "grammar": ("text", "any"),
 }
-SYSTEM_KINDS = ("model", "codec", "original", "broken")
+SYSTEM_KINDS = ("model", "first", "codec", "original", "broken")
 
 
 @dataclass(frozen=True)

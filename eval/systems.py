@@ -1,6 +1,7 @@
 """What is judged: a checkpoint, what its codecs alone keep of the right answer, the right answer, and broken models.
 
   FOLDER                  a checkpoint, asked as the protocol says
+  first:FOLDER            the same, its first reply in place of the best of several that it would choose
   codec:FOLDER            the right answer through the checkpoint's codec, no language model: its ceiling
   original                the right answer itself
   broken:shuffled:FOLDER  shuffled codes: of what the model is shown, or of the right answer where it is shown text
@@ -21,9 +22,8 @@ from checkpoints import fingerprint
 from PIL import Image
 from protocol import TASKS, Protocol
 
-import processing_anygpt  # noqa: F401  registers the classes
 from examples import Example, picture, sound
-from processing_anygpt import codec_io
+from processing_anygpt import codec_io, generate_best
 from processing_anygpt.vocabulary import find_modality
 
 SILENCE = (np.zeros(16_000, np.float32), 16_000)  # a second, and its Hz
@@ -82,14 +82,25 @@ class System:
 
 
 class Model(System):
-    """A checkpoint folder. `shuffled`: shuffle the codes of what it is shown."""
+    """A checkpoint folder.
 
-    kind = "model"
+    Args:
+        shuffled: shuffle the codes of what it is shown.
+        candidates: replies to choose from; None: what the checkpoint says. With 1 it is of another kind, "first".
+    """
 
-    def __init__(self, name: str, folder: str, device: torch.device, dtype: str = "auto", shuffled: bool = False):
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        device: torch.device,
+        dtype: str = "auto",
+        shuffled: bool = False,
+        candidates: int | None = None,
+    ):
         self.name, self.folder, self.device, self.shuffled = name, Path(folder), device, shuffled
-        if shuffled:
-            self.kind = "broken"
+        self.candidates = candidates
+        self.kind = "broken" if shuffled else "first" if candidates == 1 else "model"
         if not (self.folder / "config.json").is_file():
             raise ValueError(f"{folder} is no checkpoint folder: it has no config.json.")
         transformers.utils.logging.disable_progress_bar()
@@ -99,10 +110,11 @@ class Model(System):
 
     def describe(self) -> dict:
         count = sum(weight.numel() for weight in self.model.parameters())
-        return {"parameters": count, "dtype": str(self.model.dtype), "fingerprint": fingerprint(self.folder)}
+        about = {"parameters": count, "dtype": str(self.model.dtype), "fingerprint": fingerprint(self.folder)}
+        return about | ({"candidates": self.candidates} if self.candidates else {})
 
     def handles(self, protocol: Protocol) -> bool:
-        return True
+        return self.kind != "first" or protocol.target not in ("text", "any")  # there it is the model itself
 
     @torch.inference_mode()
     def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
@@ -113,7 +125,11 @@ class Model(System):
         ).to(self.device)  # fmt: skip
         allowed, required = request_of(protocol, batch[0])
         decoding = {key: value for key, value in protocol.decoding.items() if key not in ("batch", "decoder_steps")}
-        output = self.model.generate(**ids, output_modalities=allowed, required_modalities=required, **decoding)
+        candidates = 1 if protocol.target == "any" else self.candidates  # malformed replies are not to be chosen away
+        output = generate_best(
+            self.model, self.processor, **ids, candidates=candidates,
+            output_modalities=allowed, required_modalities=required, **decoding,
+        )  # fmt: skip
         replies = output[:, ids["input_ids"].shape[1] :].tolist()
         return [self.output(protocol, example, reply) for example, reply in zip(batch, replies, strict=True)]
 
@@ -251,6 +267,9 @@ def load(text: str, device: torch.device, dtype: str = "auto") -> Any:
     name, _, what = text.rpartition("=")
     if what == "original":
         return Reference(name or what)
+    if what.startswith("first:"):
+        folder = what.removeprefix("first:")
+        return Model(name or f"first-{Path(folder).resolve().name}", folder, device, dtype, candidates=1)
     if what in ("broken:constant", "broken:silence"):
         return Constant(name or what.split(":")[1], silent=what == "broken:silence")
     for prefix, kind in (("codec", Reference), ("broken:shuffled", Shuffled)):

@@ -147,17 +147,21 @@ def number(row: dict | None, interval: bool = False) -> str:
 
 
 def card_table(systems: dict, model: str) -> str:
-    """The table of a model card: the model, its bars, and what its codecs alone and the originals get."""
-    codec, original = ((of_kind(systems, kind) or [None])[0] for kind in ("codec", "original"))
-    text = "| task | judge | value [95 %] | items | bar | codec alone | original |\n|---|---|---|---|---|---|---|\n"
-    for line in lines({name: systems[name] for name in (model, codec, original) if name}):
+    """The table of a model card: the model, its bars, and what its first replies, its codecs alone and the originals
+    get, of those that were run."""
+    kinds = {"first": "first reply", "codec": "codec alone", "original": "original"}
+    others = {names[0]: kinds[kind] for kind in kinds if (names := of_kind(systems, kind))}
+    codec = (of_kind(systems, "codec") or [None])[0]
+    columns = ["task", "judge", "value [95 %]", "items", "bar", *others.values()]
+    text = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    for line in lines({name: systems[name] for name in (model, *others)}):
         row, cell = line["row"], line["cells"].get(model)
         bar, limit = bar_of(line, codec)
         judged = cell or line["cells"].get(codec)
         if limit is not None:
             bar += ", reached" if reached(judged, limit) else ", missed"
         cells = [row["name"], row["judge"], number(cell, True), str(judged["count"]), bar]
-        cells += [number(line["cells"].get(name)) for name in (codec, original)]
+        cells += [number(line["cells"].get(name)) for name in others]
         text += f"| {' | '.join(cells)} |\n"
     return text
 

@@ -2,7 +2,8 @@
 
   python eval/tiny.py --speech data/speech --sound-font TimGM6mb.sf2 --out out/eval
 
-`run.py --task all --protocols tiny` on the checkpoint, its codecs alone and the originals, then `report.py` for the
+`run.py --task all --protocols tiny` on the checkpoint, its first replies, its codecs alone and the originals, then
+`report.py` for the
 table and OUT.html. `--speech` holds the recordings of `train/make_speech_data.py --only heldout digits`.
 """
 
@@ -26,7 +27,8 @@ def main() -> None:
     if args.sound_font and not font.exists():
         font.symlink_to(Path(args.sound_font).resolve())
     words = ["--task", "all", "--protocols", "tiny", "--data", str(args.speech), "--out", str(args.out), "--cpu"]
-    run.main([*words, "--model", f"anygpt-tiny={args.model}", f"codec=codec:{args.model}", "original"])
+    systems = [f"anygpt-tiny={args.model}", f"first=first:{args.model}", f"codec=codec:{args.model}", "original"]
+    run.main([*words, "--model", *systems])
     report.main([str(args.out)])
     report.main([str(args.out), "--page", str(args.out.with_suffix(".html")), "--data", str(args.speech)])
 

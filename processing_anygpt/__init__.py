@@ -9,6 +9,7 @@ from modeling_anygpt import AnyGPTConfig
 
 from .parts import AudioPart, ImagePart, MusicPart, Part, SpeechPart, TextPart, TranscriptPart, UnfinishedPart
 from .processing_anygpt import AnyGPTProcessor
+from .read_back import generate_best
 from .vocabulary import add_modality_tokens
 
 AutoProcessor.register(AnyGPTConfig, AnyGPTProcessor)
@@ -26,4 +27,5 @@ __all__ = [
     "TranscriptPart",
     "UnfinishedPart",
     "add_modality_tokens",
+    "generate_best",
 ]

@@ -158,7 +158,7 @@ class AnyGPTProcessor(ProcessorMixin):
             An ImagePart, SpeechPart, MusicPart or AudioPart each.
         """
         spec = find_modality(self.specs, modality)
-        if voice is not None and not _speaks(spec):
+        if voice is not None and not spec.has_voice:
             raise ValueError(f"{modality} has no decoder that takes a voice. Leave voice out.")
         paints = spec.decoder is not None and spec.sampling_rate is None
         if not paints and (guidance is not None or negative_codes is not None):
@@ -372,7 +372,7 @@ class AnyGPTProcessor(ProcessorMixin):
             whole = [i for i, s in enumerate(segments) if s.modality == spec.name and s.problem is None]
             if whole:
                 codes = [segments[i].codes for i in whole]
-                own_voice, own_steps = (voice, steps) if _speaks(spec) else (None, None)
+                own_voice, own_steps = (voice, steps) if spec.has_voice else (None, None)
                 made = self.decode_codes(spec.name, codes, own_voice, own_steps, generator)
                 for i, part in zip(whole, made, strict=True):
                     parts[i] = part
@@ -447,11 +447,6 @@ def _given_codes(spec: Modality, item: Any) -> np.ndarray | None:
     return None
 
 
-def _speaks(spec: Modality) -> bool:
-    """Whether the modality is sound whose decoder adds codes, in a voice."""
-    return spec.decoder is not None and spec.sampling_rate is not None
-
-
 def _checked(spec: Modality, item: Any) -> np.ndarray:
     """Codes as `[K, T]`; a ValueError for another shape or range."""
     codes = np.asarray(item, dtype=np.int64).reshape(spec.num_codebooks, -1)
@@ -476,7 +471,14 @@ def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool
             return _load(spec, item, sampling_rate, allow_urls, max_seconds)
         if isinstance(item, tuple):
             item, sampling_rate = item
-        return load_audio(item, spec.sampling_rate, sampling_rate, max_seconds, allow_urls)
+        waveform = load_audio(item, spec.sampling_rate, sampling_rate, max_seconds, allow_urls)
+        seconds, frame = len(waveform) / spec.sampling_rate, 1 / spec.frame_rate
+        if seconds < frame:
+            raise ValueError(
+                f"Got {seconds * 1000:.1f} ms of {spec.name}, need a frame of {frame * 1000:g} ms or more. Record it "
+                "again: the file may be cut off."
+            )
+        return waveform
     return image_to_array(load_image(item, allow_urls), spec.image_size)
 
 

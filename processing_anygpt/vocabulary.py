@@ -44,6 +44,11 @@ class Modality:
     end_token_id: int | None = None
     first_code_id: int | None = None
 
+    @property
+    def has_voice(self) -> bool:
+        """Whether it is sound whose decoder adds codes, in a voice."""
+        return self.decoder is not None and self.sampling_rate is not None
+
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Modality:
         unknown = set(row) - {field.name for field in fields(cls)}

@@ -15,6 +15,8 @@ import sys
 
 from . import __version__, media
 
+MOST_CANDIDATES = 64  # in one batch of the language model
+
 
 class Parser(argparse.ArgumentParser):
     """Errors take one line, like every other error of this command."""
@@ -53,6 +55,12 @@ def build_parser() -> Parser:
         "--out", metavar="FILE", help="where the answer goes (default: answer.wav, answer.png; text is printed)"
     )
     generate.add_argument("--seed", type=natural, default=0, metavar="N", help="of the sampling (default: 0)")
+    generate.add_argument(
+        "--candidates",
+        type=count,
+        metavar="N",
+        help="make N, keep the one from which the model best tells the request (default: the checkpoint's choice)",
+    )
     generate.add_argument("--max-seconds", type=positive, metavar="S", help="longest sound to write")
 
     chat = commands.add_parser("chat", parents=[common], help="talk in the terminal")
@@ -129,6 +137,13 @@ def natural(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63 - 1")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MOST_CANDIDATES:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MOST_CANDIDATES}")
     return value
 
 
@@ -214,6 +229,8 @@ def check_generate(arguments: argparse.Namespace, config: dict) -> list[dict]:
         if not row.get("sampling_rate"):
             raise ValueError(f"--voice is for answers that are heard, not for --to {arguments.to}.")
         media.existing(arguments.voice)
+    if arguments.candidates and not row:
+        raise ValueError("--candidates is for answers that can be shown back to the model, not for --to text.")
     if arguments.max_seconds and not row.get("sampling_rate"):
         raise ValueError(f"--max-seconds is for answers that are heard, not for --to {arguments.to}.")
     if arguments.out is None and row:

@@ -8,8 +8,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-import processing_anygpt  # noqa: F401  registers the classes with transformers
 from modeling_anygpt.configuration_anygpt import find_modality
+from processing_anygpt import generate_best  # registers the classes with transformers, too
 
 from .progress import TokenProgress, only_ours, step
 from .requests import instructions_of
@@ -67,6 +67,13 @@ class Engine:
             dataclasses.replace(spec, max_seconds=seconds) if spec.name == modality else spec for spec in specs
         ]
 
+    def question(self, required: tuple[str, ...]) -> str | None:
+        """What an item is shown back to the model with: the checkpoint's choice, else its words for describing one."""
+        stored = getattr(self.model.generation_config, "read_back", None) or {}
+        if len(required) != 1 or required[0] in stored:
+            return None
+        return self.instructions.get((required[0], "text"), [None])[0]
+
     def budget(self, modalities: tuple[str, ...]) -> int:
         """New tokens that hold a reply with one item of each modality in `modalities`, at its longest."""
         tokens = TEXT_TOKENS
@@ -81,6 +88,7 @@ class Engine:
         modalities: tuple[str, ...],
         required: tuple[str, ...] = (),
         voice: str | None = None,
+        candidates: int | None = None,
     ) -> Answer:
         """The reply to a conversation.
 
@@ -88,6 +96,7 @@ class Engine:
             messages: as `apply_chat_template` takes them.
             modalities: what the reply may hold; `required`: what it must hold.
             voice: recording whose voice spoken answers continue (the first seconds of it).
+            candidates: replies to choose the best from; None: what the checkpoint says (`generate_best`).
         """
         start = time.perf_counter()
         inputs = self.processor.apply_chat_template(
@@ -101,8 +110,12 @@ class Engine:
             )
         progress = TokenProgress("thinking", prompt_length, self.quiet)
         with torch.inference_mode(), progress:
-            output = self.model.generate(
+            output = generate_best(
+                self.model,
+                self.processor,
                 **inputs,
+                candidates=candidates,
+                instruction=self.question(required),
                 output_modalities=modalities,
                 required_modalities=required,
                 max_new_tokens=min(self.budget(modalities), context - prompt_length),

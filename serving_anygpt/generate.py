@@ -10,7 +10,14 @@ from .engine import Answer, Engine
 from .requests import compose, voice_block
 
 
-def ask(engine: Engine, blocks: list[dict], to: str, voice: str | None = None, seed: int = 0) -> Answer:
+def ask(
+    engine: Engine,
+    blocks: list[dict],
+    to: str,
+    voice: str | None = None,
+    seed: int = 0,
+    candidates: int | None = None,
+) -> Answer:
     """Asks `engine` for `to`, given content blocks. The demo and the tests use it as the command does.
 
     A typed request is answered by the thing itself; after a spoken one the model may first write what it heard.
@@ -21,9 +28,8 @@ def ask(engine: Engine, blocks: list[dict], to: str, voice: str | None = None, s
         content = [voice_block(voice, engine.sampling_rate(to)), *content]
     typed = all(block["type"] == "text" for block in blocks)
     allowed = (to,) if typed or to == "text" else ("text", to)
-    return engine.answer(
-        [{"role": "user", "content": content}], allowed, required=() if to == "text" else (to,), voice=voice
-    )
+    required = () if to == "text" else (to,)
+    return engine.answer([{"role": "user", "content": content}], allowed, required, voice, candidates)
 
 
 def find_part(answer: Answer, modality: str):
@@ -36,7 +42,7 @@ def generate(arguments: argparse.Namespace, config: dict, blocks: list[dict]) ->
     engine = Engine(arguments.model, arguments.json)
     if arguments.max_seconds:
         engine.limit_seconds(arguments.to, arguments.max_seconds)
-    answer = ask(engine, blocks, arguments.to, arguments.voice, arguments.seed)
+    answer = ask(engine, blocks, arguments.to, arguments.voice, arguments.seed, arguments.candidates)
     part = find_part(answer, arguments.to)
     record = {"to": arguments.to, "seconds": round(answer.seconds, 3), "tokens": [answer.tokens_in, answer.tokens_out]}
     if transcript := find_part(answer, "transcript"):

@@ -196,6 +196,7 @@ BAD_CALLS = {
     ),
     "unknown": ({"media": {"smell": [1]}}, "Unknown modality 'smell'. Known: image, speech, music."),
     "no rate": ({"speech": [np.zeros(10)]}, "without its sampling rate"),
+    "cut off": ({"speech": [(np.zeros(10), 1600)]}, "Got 6.2 ms of speech, need a frame of"),
     "wrong kind": ({"speech": "no.png"}, "No file no.png"),
 }
 

@@ -183,10 +183,11 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
                 turn([instruction(modality, "text", rng), block(modality, codes)], [text])
                 for text, codes in items if split == "heldout" or not language.is_held_out(text)
             ))  # fmt: skip
-            rows.write(make, split, (
-                turn([instruction("text", modality, rng, request(text, rng))], [block(modality, codes)])
-                for text, codes in load_items(folder, split, to_make=True)
-            ))  # fmt: skip
+            made = [(instruction("text", modality, rng, request(text, rng)), codes)
+                    for text, codes in load_items(folder, split, to_make=True)]  # fmt: skip
+            rows.write(make, split, (turn([asked], [block(modality, codes)]) for asked, codes in made))
+            if split == "train":
+                read_back_rows(rows, make, modality, made)
 
 
 def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by_voice: dict, rng: random.Random):
@@ -199,6 +200,17 @@ def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by
     spoken = spoken if split == "heldout" else spoken * 2  # another voice prompt each time
     rng.shuffle(spoken)
     rows.write(tasks[1], split, (speak_turn(text, voice, codes, by_voice, rng) for text, voice, codes in spoken))
+    if split == "train":  # the words alone are what a reply says before it speaks them
+        wordings = [*language.INSTRUCTIONS["text", "speech"], "{text}"]
+        made = [(rng.choice(wordings).format(text=text), codes) for text, _, codes in spoken]
+        read_back_rows(rows, tasks[1], "speech", made)
+
+
+def read_back_rows(rows: Rows, make: str, modality: str, made: list):
+    """The making of things turned round: of each thing, the request that it answers (`language.READ_BACK`)."""
+    rows.write(f"{make}_read_back", "train", (
+        turn([language.READ_BACK, block(modality, codes)], [asked]) for asked, codes in made
+    ))  # fmt: skip
 
 
 def description(caption: str) -> str:

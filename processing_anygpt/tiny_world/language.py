@@ -99,6 +99,9 @@ INSTRUCTIONS: dict[tuple[str, str], list[str]] = {
     ("text", "music"): ["play {text}", "i want to hear {text}", "let me hear {text}"],
 }
 
+# What a picture, tune or recording that the model made is shown back to it with; the answer is the request.
+READ_BACK = "what was asked for"
+
 ANSWERS: dict[str, str] = dict(zip(RULES["question"], RULES["answer"]))
 
 HELD_OUT_SHARE = 10  # one combination in ten is never seen in training

@@ -1,0 +1,156 @@
+"""The best of several replies: what the model made is shown back to it, and it says how well that answers the request.
+
+One model goes both ways: it draws "a red circle", and it tells what a picture shows. So several pictures are sampled
+for a request, and the one kept is that from which the model itself would most surely tell the request: the candidate c
+with the highest log P(request | c). DALL-E (arXiv 2102.12092, section 2.6) ranks its samples by a second model, CLIP;
+here painter and judge are one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from modeling_anygpt.generation_anygpt import resolve_request
+
+from .conversation import IGNORED
+from .parts import Segment, parse
+from .vocabulary import END_OF_HUMAN, HUMAN, find_modality
+
+AT_ONCE = 64  # items in a forward pass
+ONE_REPLY = ("num_return_sequences", "num_beams", "streamer", "return_dict_in_generate", "do_sample")
+
+
+@torch.inference_mode()
+def generate_best(
+    model: Any,
+    processor: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    candidates: int | None = None,
+    instruction: str | None = None,
+    **options,
+) -> torch.Tensor:
+    """`model.generate`, with the best of several replies for each prompt where one item is asked for.
+
+    Args:
+        input_ids: ids of prompts that end where a reply begins, `[B, L]`; attention_mask: as `generate` takes it.
+        candidates: replies to choose from. None: what the checkpoint says (`read_back` of its generation config, a
+            dict of `candidates` and `instruction` for each modality), else 1, which is `generate` itself.
+        instruction: what an item is shown back with; the answer is the request. None: what the checkpoint says.
+        options: of `generate`.
+
+    Returns:
+        ids of prompt and reply, `[B, L + new]`, padded on the right.
+
+    Raises:
+        ValueError: several candidates where no item, or more than one, is required; no instruction; an option that
+            needs or makes another number of replies.
+    """
+    settings = options.get("generation_config") or model.generation_config
+    asked = options.get("output_modalities", getattr(settings, "output_modalities", None))
+    required = resolve_request(
+        model.config, asked, options.get("required_modalities"), options.get("generation_mode")
+    ).required
+    stored = (getattr(settings, "read_back", None) or {}).get(required[0], {}) if len(required) == 1 else {}
+    count = stored.get("candidates", 1) if candidates is None else candidates
+    if count < 1:
+        raise ValueError(f"Got candidates={count}, need 1 or more.")
+    prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if count == 1:
+        return model.generate(**prompt, **options)
+    if len(required) != 1:
+        raise ValueError(
+            f"Got candidates={count} for a reply that must hold {' and '.join(required) or 'nothing but text'}. "
+            "Candidates are compared by the one item that is asked for: require one, or leave candidates out."
+        )
+    if unfit := [name for name in ONE_REPLY if name in options]:
+        raise ValueError(f"{unfit[0]} does not go with candidates={count}. Leave it out, or set candidates=1.")
+    instruction = instruction or stored.get("instruction")
+    if not instruction:
+        raise ValueError(
+            f"The checkpoint does not say with what words it is asked about {required[0]}. Pass instruction, for "
+            'example "Describe this picture."'
+        )
+    output = model.generate(**prompt, num_return_sequences=count, do_sample=True, **options)
+    replies = output[:, input_ids.shape[1] :].tolist()
+    requests = [request_text(ids, processor) for ids in input_ids.tolist() for _ in range(count)]
+    items = [made_and_asked(r, t, required[0], processor) for r, t in zip(replies, requests, strict=True)]
+    whole = [i for i, (codes, text) in enumerate(items) if codes is not None and text]
+    scores = torch.full([len(items)], float("-inf"), device=output.device)
+    codes, texts = [items[i][0] for i in whole], [items[i][1] for i in whole]
+    scores[whole] = read_back(model, processor, required[0], codes, texts, instruction)
+    best = scores.view(-1, count).argmax(1)
+    output = output.view(len(best), count, -1)[torch.arange(len(best), device=best.device), best]
+    return output[:, : length_of(output, input_ids.shape[1], processor.tokenizer.pad_token_id)]
+
+
+@torch.inference_mode()
+def read_back(
+    model: Any, processor: Any, modality: str, codes: Sequence[np.ndarray], texts: Sequence[str], instruction: str
+) -> torch.Tensor:
+    """How surely the model tells each text from its item: log P(text | instruction, item) in nats, float32 `[N]`.
+
+    Args:
+        modality: name of a row of the modality table.
+        codes: `[K, T]` each, as `processor.encode_media` gives and the language model writes them.
+        texts: as many.
+    """
+    scores = []
+    for start in range(0, len(codes), AT_ONCE):
+        turns = [
+            [
+                {"role": "user", "content": [{"type": "text", "text": instruction}, {"type": modality, "codes": c}]},
+                {"role": "assistant", "content": text},
+            ]
+            for c, text in zip(codes[start : start + AT_ONCE], texts[start : start + AT_ONCE], strict=True)
+        ]
+        batch = processor.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_tensors="pt", return_labels=True
+        ).to(model.device)
+        labels = batch.pop("labels")[:, 1:]
+        learned = labels != IGNORED
+        hidden = model.get_decoder()(**batch).last_hidden_state[:, :-1]
+        logits = model.get_output_embeddings()(hidden[learned]).float()
+        told = -F.cross_entropy(logits, labels[learned], reduction="none")
+        scores.append(told.new_zeros(learned.shape).masked_scatter(learned, told).sum(1))
+    return torch.cat(scores) if scores else torch.zeros(0, device=model.device)
+
+
+def request_text(ids: list[int], processor: Any) -> str:
+    """The words of the last user turn of a prompt, media left out."""
+    human, end = processor.tokenizer.convert_tokens_to_ids([HUMAN, END_OF_HUMAN])
+    if human not in ids:
+        return ""
+    turn = ids[len(ids) - ids[::-1].index(human) :]
+    turn = turn[: turn.index(end)] if end in turn else turn
+    segments = parse(turn, processor.tokenizer, processor.specs)
+    return " ".join(s.text for s in segments if s.text is not None).removeprefix(":").strip()
+
+
+def made_and_asked(
+    reply: list[int], request: str, modality: str, processor: Any
+) -> tuple[np.ndarray | None, str | None]:
+    """The first whole item of `modality` in a reply with the words that it answers; None for what there is not.
+
+    Spoken words are those that the reply wrote before it spoke them. Otherwise they are the request's: what the reply
+    says it heard, or what was typed.
+    """
+    segments: list[Segment] = parse(reply, processor.tokenizer, processor.specs)
+    own_words = find_modality(processor.specs, modality).has_voice
+    before: dict[str, str] = {}
+    for segment in segments:
+        if segment.modality == modality and segment.problem is None:
+            heard = before.get("transcript") or request or None
+            return segment.codes, before.get("text", heard) if own_words else heard
+        if segment.text is not None:
+            before[segment.modality] = segment.text
+    return None, None
+
+
+def length_of(output: torch.Tensor, prompt: int, pad: int | None) -> int:
+    """Columns of `[B, L]` up to the last that is not all padding, the prompt's at least."""
+    used = (output != pad).any(0).nonzero()
+    return max(prompt, int(used.max()) + 1)
