@@ -38,7 +38,8 @@ def generate_best(
     Args:
         input_ids: ids of prompts that end where a reply begins, `[B, L]`; attention_mask: as `generate` takes it.
         candidates: replies to choose from. None: what the checkpoint says (`read_back` of its generation config, a
-            dict of `candidates` and `instruction` for each modality), else 1, which is `generate` itself.
+            dict of `candidates`, `instruction` and `openings` for each modality), else 1, which is `generate` itself.
+            Openings ("draw", "read this aloud") begin a request; no item tells them, so they are left out.
         instruction: what an item is shown back with; the answer is the request. None: what the checkpoint says.
         options: of `generate`.
 
@@ -77,7 +78,8 @@ def generate_best(
     output = model.generate(**prompt, num_return_sequences=count, do_sample=True, **options)
     replies = output[:, input_ids.shape[1] :].tolist()
     requests = [request_text(ids, processor) for ids in input_ids.tolist() for _ in range(count)]
-    items = [made_and_asked(r, t, required[0], processor) for r, t in zip(replies, requests, strict=True)]
+    openings = stored.get("openings", ())
+    items = [made_and_asked(r, t, required[0], processor, openings) for r, t in zip(replies, requests, strict=True)]
     whole = [i for i, (codes, text) in enumerate(items) if codes is not None and text]
     scores = torch.full([len(items)], float("-inf"), device=output.device)
     codes, texts = [items[i][0] for i in whole], [items[i][1] for i in whole]
@@ -131,20 +133,23 @@ def request_text(ids: list[int], processor: Any) -> str:
 
 
 def made_and_asked(
-    reply: list[int], request: str, modality: str, processor: Any
+    reply: list[int], request: str, modality: str, processor: Any, openings: Sequence[str] = ()
 ) -> tuple[np.ndarray | None, str | None]:
     """The first whole item of `modality` in a reply with the words that it answers; None for what there is not.
 
     Spoken words are those that the reply wrote before it spoke them. Otherwise they are the request's: what the reply
-    says it heard, or what was typed.
+    says it heard, or what was typed, without one of the `openings`.
     """
     segments: list[Segment] = parse(reply, processor.tokenizer, processor.specs)
     own_words = find_modality(processor.specs, modality).has_voice
     before: dict[str, str] = {}
     for segment in segments:
         if segment.modality == modality and segment.problem is None:
-            heard = before.get("transcript") or request or None
-            return segment.codes, before.get("text", heard) if own_words else heard
+            asked = before.get("transcript") or request
+            if own_words and "text" in before:
+                return segment.codes, before["text"]
+            opening = next((o for o in openings if asked.startswith(f"{o} ")), "")
+            return segment.codes, asked[len(opening) :].strip() or None
         if segment.text is not None:
             before[segment.modality] = segment.text
     return None, None

@@ -93,6 +93,10 @@ def test_what_is_asked_for(processor):
     for ids, modality, request, expected in cases:
         made, asked = made_and_asked(ids, request, modality, processor)
         assert np.array_equal(made, codes[modality]) and asked == expected
+    wordings = ["read", "say", "read this aloud"]
+    for ids, request in ((reply(heard, speech), ""), (reply(speech), "say good night")):
+        assert made_and_asked(ids, request, "speech", processor, wordings)[1] == "good night"
+    assert made_and_asked(reply(speech), "sayings", "speech", processor, wordings)[1] == "sayings"
     assert made_and_asked(reply(said), "draw a star", "image", processor) == (None, None)
 
     messages = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "yes"}]
