@@ -267,16 +267,17 @@ def load(text: str, device: torch.device, dtype: str = "auto") -> Any:
     name, _, what = text.rpartition("=")
     if what == "original":
         return Reference(name or what)
-    if what.startswith("first:"):
-        folder = what.removeprefix("first:")
-        return Model(name or f"first-{Path(folder).resolve().name}", folder, device, dtype, candidates=1)
     if what in ("broken:constant", "broken:silence"):
         return Constant(name or what.split(":")[1], silent=what == "broken:silence")
-    for prefix, kind in (("codec", Reference), ("broken:shuffled", Shuffled)):
+    kinds = {
+        "first": lambda name, folder: Model(name, folder, device, dtype, candidates=1),
+        "codec": lambda name, folder: Reference(name, folder, device),
+        "broken:shuffled": lambda name, folder: Shuffled(name, folder, device, dtype),
+    }
+    for prefix, make in kinds.items():
         if what.startswith(f"{prefix}:"):
             folder = what.removeprefix(f"{prefix}:")
-            name = name or f"{prefix.split(':')[-1]}-{Path(folder).resolve().name}"
-            return kind(name, folder, device, dtype) if kind is Shuffled else kind(name, folder, device)
+            return make(name or f"{prefix.split(':')[-1]}-{Path(folder).resolve().name}", folder)
     if what.startswith("broken:"):
         raise ValueError(f"Unknown system {what!r}. Known: broken:shuffled:FOLDER, broken:constant, broken:silence.")
     return Model(name or Path(what).resolve().name, what, device, dtype)

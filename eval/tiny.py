@@ -3,8 +3,8 @@
   python eval/tiny.py --speech data/speech --sound-font TimGM6mb.sf2 --out out/eval
 
 `run.py --task all --protocols tiny` on the checkpoint, its first replies, its codecs alone and the originals, then
-`report.py` for the
-table and OUT.html. `--speech` holds the recordings of `train/make_speech_data.py --only heldout digits`.
+`report.py` for the table and OUT.html. `--speech` holds the recordings of `train/make_speech_data.py --only heldout
+digits`.
 """
 
 import argparse

@@ -71,3 +71,8 @@ def _check(direction: str, sentences: object, known: Sequence[str], file: str | 
         if sentence.count("{text}") != direction.startswith("text->"):
             wanted = "{text} exactly once" if direction.startswith("text->") else "no {text}: the text is the answer"
             raise ValueError(f"{direction} in {file} needs {wanted}, got {sentence!r}.")
+
+
+def openings(wordings: Sequence[str]) -> list[str]:
+    """How requests begin: the words before `{text}` in each sentence, in lower case."""
+    return [line.partition("{text}")[0].strip().lower() for line in wordings]

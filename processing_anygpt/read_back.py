@@ -55,7 +55,7 @@ def generate_best(
     required = resolve_request(
         model.config, asked, options.get("required_modalities"), options.get("generation_mode")
     ).required
-    stored = (getattr(settings, "read_back", None) or {}).get(required[0], {}) if len(required) == 1 else {}
+    stored = settings_of(settings, required)
     count = stored.get("candidates", 1) if candidates is None else candidates
     if count < 1:
         raise ValueError(f"Got candidates={count}, need 1 or more.")
@@ -86,7 +86,15 @@ def generate_best(
     scores[whole] = read_back(model, processor, required[0], codes, texts, instruction)
     best = scores.view(-1, count).argmax(1)
     output = output.view(len(best), count, -1)[torch.arange(len(best), device=best.device), best]
-    return output[:, : length_of(output, input_ids.shape[1], processor.tokenizer.pad_token_id)]
+    # A generation config that is given may leave the ends to the checkpoint, as `generate` does.
+    ends = model.generation_config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    return output[:, : input_ids.shape[1] + longest(output[:, input_ids.shape[1] :], ends)]
+
+
+def settings_of(generation_config: Any, required: tuple[str, ...]) -> dict:
+    """What a checkpoint says of reading back the one item that a reply must hold; {} if nothing."""
+    stored = getattr(generation_config, "read_back", None) or {}
+    return stored.get(required[0], {}) if len(required) == 1 else {}
 
 
 @torch.inference_mode()
@@ -155,7 +163,8 @@ def made_and_asked(
     return None, None
 
 
-def length_of(output: torch.Tensor, prompt: int, pad: int | None) -> int:
-    """Columns of `[B, L]` up to the last that is not all padding, the prompt's at least."""
-    used = (output != pad).any(0).nonzero()
-    return max(prompt, int(used.max()) + 1)
+def longest(replies: torch.Tensor, ends: int | list[int]) -> int:
+    """Ids of the longest of padded replies `[B, L]`, each with the id of `ends` that ends it."""
+    ended = torch.isin(replies, torch.as_tensor(ends, device=replies.device))
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, replies.shape[1])
+    return int(lengths.max())

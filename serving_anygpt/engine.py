@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from modeling_anygpt.configuration_anygpt import find_modality
 from processing_anygpt import generate_best  # registers the classes with transformers, too
+from processing_anygpt.read_back import settings_of
 
 from .progress import TokenProgress, only_ours, step
 from .requests import instructions_of
@@ -69,8 +70,7 @@ class Engine:
 
     def question(self, required: tuple[str, ...]) -> str | None:
         """What an item is shown back to the model with: the checkpoint's choice, else its words for describing one."""
-        stored = getattr(self.model.generation_config, "read_back", None) or {}
-        if len(required) != 1 or required[0] in stored:
+        if len(required) != 1 or settings_of(self.model.generation_config, required):
             return None
         return self.instructions.get((required[0], "text"), [None])[0]
 

@@ -7,6 +7,7 @@ embedded checkpoint, that of its `prompts.json` for a checkpoint that has one, a
 import json
 from pathlib import Path
 
+from processing_anygpt.instructions import openings
 from processing_anygpt.media import load_audio
 from processing_anygpt.tiny_world.language import INSTRUCTIONS
 
@@ -46,8 +47,7 @@ def compose(blocks: list[dict], to: str, instructions: dict = INSTRUCTIONS) -> l
         return [{"type": "text", "text": line} for line in wording[:1]] + media
     text = " ".join(texts)
     wording = instructions.get(("text", to), ["{text}"])
-    openings = [line.partition("{text}")[0].strip().lower() for line in wording]
-    if any(opening and text.lower().startswith(f"{opening} ") for opening in openings):
+    if any(opening and text.lower().startswith(f"{opening} ") for opening in openings(wording)):
         return [{"type": "text", "text": text}]
     return [{"type": "text", "text": wording[0].format(text=text)}]
 

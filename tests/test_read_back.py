@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from processing_anygpt import generate_best
-from processing_anygpt.read_back import made_and_asked, read_back, request_text
+from processing_anygpt.read_back import longest, made_and_asked, read_back, request_text
 from processing_anygpt.tiny_world import language, pictures
 
 QUESTION = language.READ_BACK
@@ -105,6 +105,13 @@ def test_what_is_asked_for(processor):
     ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert request_text(ids, processor) == "say: good night"
     assert request_text([], processor) == ""
+
+
+def test_padding_after_the_longest_reply_is_cut():
+    replies = torch.tensor([[5, 9, 0, 0], [5, 6, 9, 0]])
+    assert longest(replies, 9) == longest(replies, [8, 9]) == 3
+    assert longest(torch.tensor([[5, 9, 9, 9], [5, 9, 9, 9]]), 9) == 2  # padded with what ends a reply
+    assert longest(torch.tensor([[5, 9, 0, 0], [5, 6, 7, 8]]), 9) == 4  # one was stopped
 
 
 @pytest.mark.parametrize(

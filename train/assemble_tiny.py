@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
 from processing_anygpt import AnyGPTProcessor
+from processing_anygpt.instructions import openings
+from processing_anygpt.tiny_world import language
 
 
 def main():
@@ -28,10 +30,12 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(args.lm, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     model.config.assign_token_ids(tokenizer)
+    settings = yaml.safe_load(args.presets.read_text())
+    for name, read_back in settings["read_back"].items():
+        wordings = language.INSTRUCTIONS["text", name]
+        read_back |= {"instruction": language.READ_BACK, "openings": openings(wordings)}
     model.generation_config = GenerationConfig(
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **yaml.safe_load(args.presets.read_text()),
+        eos_token_id=model.config.eos_token_id, pad_token_id=tokenizer.pad_token_id, **settings
     )
     model.save_pretrained(args.out)
     rows = [spec.to_dict() for spec in model.config.modalities]
