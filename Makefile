@@ -73,7 +73,7 @@ tiny-codecs: eval-deps
 		--out $(TINY)/image_codec --work runs/image_codec --device $(DEVICE)
 
 tiny-data: eval-deps
-	$(PY) train/make_speech_data.py --out data/speech --hours 5.4 --heard-rounds 2
+	$(PY) train/make_speech_data.py --out data/speech --hours 10.8 --heard-rounds 4
 	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 5000 --clips-in-c 7000 --seed 11 --out data/music --codec $(TINY)/music_codec
 	$(PY) train/data_image.py codes --scale 1.5 --codec $(TINY)/image_codec --out data/images
 	$(PY) train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec $(TINY)/speech_codec \

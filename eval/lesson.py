@@ -7,7 +7,7 @@ Asks both models everything in the heldout.jsonl of train/make_lesson.py with th
 that base + adapter and the merged model (--after) give the same logits; a difference above 1e-5 is exit code 1.
 
 Judges: exact words of the reply, pixels, pocketsphinx with the enlarged world's grammar, Resemblyzer among six voices.
-The judge of instruments is fitted on training tunes that went through the codec, which has never met the new one.
+The judges of voices and instruments are fitted on sounds that went through the codec, which has never met the new ones.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -69,13 +70,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--adapter", help="checked against --after")
     parser.add_argument("--sound-font", default="/usr/share/sounds/sf2/TimGM6mb.sf2")
     parser.add_argument("--limit", type=int, help="items of each kind, for a trial")
+    parser.add_argument("--candidates", type=int, help="replies to choose from (default: what the checkpoints say)")
     parser.add_argument("--out", type=Path, required=True, help="JSON with the table and every answer")
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     items = read_items(args.data, args.limit)
     with lesson.enlarged():
         panel = Panel(items, args.sound_font, args.before)
-        scores = {"before": examine(args.before, items, panel), "after": examine(args.after, items, panel)}
+        checkpoints = {"before": args.before, "after": args.after}
+        scores = {when: examine(folder, items, panel, args.candidates) for when, folder in checkpoints.items()}
     report = table(**scores)
     same = True
     if args.adapter:
@@ -106,9 +109,9 @@ def read_items(data: Path, limit: int | None) -> dict[tuple[str, str], list[Exam
     return {key: found[:: max(1, len(found) // (limit or len(found)))] for key, found in items.items()}
 
 
-def examine(folder: str, items: dict, panel: "Panel") -> dict[str, Score]:
+def examine(folder: str, items: dict, panel: "Panel", candidates: int | None = None) -> dict[str, Score]:
     """Every line of the table for the checkpoint in `folder`."""
-    system = systems.Model("model", folder, torch.device("cpu"))
+    system = systems.Model("model", folder, torch.device("cpu"), candidates=candidates)
     scores: dict[str, Score] = defaultdict(Score)
     for (task, group), examples in items.items():
         wanted = protocol.read(protocol.FOLDER / "tiny" / f"{task}.yaml")
@@ -125,12 +128,16 @@ class Panel:
     """The judges. Each method gives lines of the table for an answer: (line, right, of, what was judged)."""
 
     def __init__(self, items: dict, sound_font: str, checkpoint: str):
-        heard = [example for (task, _), examples in items.items() if task == "asr" for example in examples]
-        waves = [sound(example.given, RATE)[0] for example in heard]
-        self.centroids = judge_speech.voice_centroids(waves, [example.speaker for example in heard])
         codec = systems.Reference("codec", checkpoint)
+
+        def through(modality: str, wave: np.ndarray) -> np.ndarray:
+            return codec.through_codec(modality, [(wave, RATE)], 0)[0][0]
+
+        heard = [example for (task, _), examples in items.items() if task == "asr" for example in examples]
+        waves = [through("speech", sound(example.given, RATE)[0]) for example in heard]
+        self.centroids = judge_speech.voice_centroids(waves, [example.speaker for example in heard])
         self.instrument = judge_music.InstrumentJudge(
-            sound_font, per_caption=2, through=lambda wave: codec.through_codec("music", [(wave, RATE)], 0)[0][0]
+            sound_font, per_caption=2, through=lambda wave: through("music", wave)
         )
 
     def lines(self, task: str, group: str, example: Example, output: systems.Output) -> Iterator[tuple]:
@@ -194,9 +201,12 @@ def table(before: dict[str, Score], after: dict[str, Score]) -> dict:
 
 @torch.inference_mode()
 def logit_difference(base: str, adapter: str, merged: str, items: dict) -> float:
-    """Largest absolute difference of any logit between base + adapter and the merged model, over held-out prompts."""
-    whole = systems.Model("merged", merged, torch.device("cpu"))
-    with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    """Largest absolute difference of any logit between base + adapter and the merged model, over held-out prompts.
+
+    Computed in float64, so that it is the merged weights that differ and not the rounding on the way.
+    """
+    whole = systems.Model("merged", merged, torch.device("cpu"), dtype="float64")
+    with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).double().eval()
     largest = 0.0
     for (task, _), examples in items.items():
         wanted = protocol.read(protocol.FOLDER / "tiny" / f"{task}.yaml")

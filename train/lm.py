@@ -35,6 +35,7 @@ class RowArguments:
     tokens_per_batch: int = 4096
     heldout_rows: int = field(default=64, metadata={"help": "rows of each task's held-out file to evaluate on"})
     compile: bool = field(default=False, metadata={"help": "the backbone by torch.compile: a fifth faster on a CPU"})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "eager is the fastest with --bf16 on a CPU"})
 
 
 class TaskRows:
@@ -123,8 +124,10 @@ class RowTrainer(Trainer):
         """
         labels = inputs["labels"][:, 1:]
         learned = labels != IGNORED
-        hidden = model.get_decoder()(input_ids=inputs["input_ids"]).last_hidden_state[:, :-1]
-        loss = F.cross_entropy(model.get_output_embeddings()(hidden[learned]).float(), labels[learned])
+        with self.accelerator.autocast():  # --bf16 wraps only the whole model's forward, which is not called
+            hidden = model.get_decoder()(input_ids=inputs["input_ids"]).last_hidden_state[:, :-1]
+            logits = model.get_output_embeddings()(hidden[learned])
+        loss = F.cross_entropy(logits.float(), labels[learned])
         return (loss, {}) if return_outputs else loss
 
 
@@ -144,18 +147,18 @@ def parse(argv: list[str]) -> tuple[RowArguments, TrainingArguments]:
     return parser.parse_dict(settings, allow_extra_keys=False)
 
 
-def load(folder: str, seed: int):
+def load(folder: str, attention: str, seed: int):
     if list(Path(folder).glob("*.safetensors")):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=attention)
 
 
 def main():
     rows, training = parse(sys.argv[1:])
     mixture = json.loads(rows.mixture) if isinstance(rows.mixture, str) else rows.mixture
     folder = Path(rows.rows)
-    model = load(rows.model, training.seed)
+    model = load(rows.model, rows.attn_implementation, training.seed)
     model.config.text_config.use_cache = False
     if rows.compile:
         model.get_decoder().compile(dynamic=True)

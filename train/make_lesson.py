@@ -12,7 +12,8 @@ played). OUT holds
                   sentences, scenes and captions is in the conversations
   media/          what all of them name
 
-What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C.
+What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C. What it
+made it also reads back (`language.READ_BACK`): by that `generate_best` chooses among its replies.
 Recordings that are there already are kept. Needs flite, festival with festvox-kdlpc16k, hibari-tts, tinysoundfont.
 """
 
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from make_speech_data import PACE
-from make_tiny_data import instruction, turn
+from make_tiny_data import description, instruction, turn
 
 from processing_anygpt.rows import write_whole
 from processing_anygpt.tiny_world import language, lesson, pictures, tunes, voices
@@ -36,8 +37,8 @@ RATE = 16_000  # Hz, speech and music
 # How many, for training and held out: sentences of each known voice with the new word and without it, sentences of the
 # new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests.
 COUNTS = {
-    "word": (40, 10), "old": (60, 20), "voice": (200, 50), "object": (500, 100), "scenes": (500, 150),
-    "instrument": (120, 40), "tunes": (150, 60), "asked": (12, 8),
+    "word": (40, 10), "old": (150, 20), "voice": (200, 50), "object": (500, 100), "scenes": (1200, 150),
+    "instrument": (120, 40), "tunes": (400, 60), "asked": (45, 20),
 }  # fmt: skip
 PROMPTS = 12  # recordings of a second of each voice to speak after
 SAMPLES = 4  # of three seconds, to examine with
@@ -165,6 +166,13 @@ def block(modality: str, path: str, **more: str) -> dict:
     return {"type": modality, "path": path, **more}
 
 
+def made(text: str, medium: dict, rng: random.Random, *prompt: dict) -> Iterable[list[dict]]:
+    """A medium that is asked for with the words of `text`, and the request read back from it."""
+    asked = instruction("text", medium["type"], rng, text)
+    yield turn([*prompt, asked], [medium])
+    yield turn([language.READ_BACK, medium], [asked])
+
+
 def speech_rows(studio: Studio, group: str, names: Iterable[str], count: int) -> Iterable[list[dict]]:
     """Sentences to write down, and to say in the voice that is given; of old voices one in five gives none."""
     rng = studio.rng
@@ -175,19 +183,20 @@ def speech_rows(studio: Studio, group: str, names: Iterable[str], count: int) ->
             yield turn([instruction("speech", "text", rng), recording], [text])
             prompted = voice == lesson.VOICE or rng.random() < 0.8
             prompt = [block("speech", studio.prompt(voice))] if prompted else []
-            yield turn([*prompt, instruction("text", "speech", rng, text)], [recording])
+            yield from made(text, recording, rng, *prompt)
 
 
 def picture_rows(studio: Studio, new: bool, count: int) -> Iterable[list[dict]]:
     for text in captions("picture", new, count, studio.rng, False):
-        yield turn([instruction("image", "text", studio.rng), block("image", studio.draw(text, False))], [text])
-        yield turn([instruction("text", "image", studio.rng, text)], [block("image", studio.draw(text, True))])
+        seen = block("image", studio.draw(text, False))
+        yield turn([instruction("image", "text", studio.rng), seen], [description(text)])
+        yield from made(text, block("image", studio.draw(text, True)), studio.rng)
 
 
 def tune_rows(studio: Studio, new: bool, count: int) -> Iterable[list[dict]]:
     for text in captions("tune", new, count, studio.rng, False):
         yield turn([instruction("music", "text", studio.rng), block("music", studio.play(text, False))], [text])
-        yield turn([instruction("text", "music", studio.rng, text)], [block("music", studio.play(text, True))])
+        yield from made(text, block("music", studio.play(text, True)), studio.rng)
 
 
 def request_rows(studio: Studio, count: int) -> Iterable[list[dict]]:

@@ -221,16 +221,16 @@ def description(caption: str) -> str:
 
 
 def request(caption: str, rng: random.Random) -> str:
-    """What is asked for to get it. Of a tune, one time in three, only some of what it is: "a sad tune on the flute".
+    """What is asked for to get it. Of a tune, half of the time, only some of what it is: "a sad tune on the flute".
 
     Of "a slow happy ... up" that is held out, a player has heard every neighbour, all of them sad: whole captions
     teach it that slow guitars going up are sad. Fewer words teach it what each of them means.
     """
-    if " tune on " not in caption or rng.random() > 1 / 3:
+    if " tune on " not in caption or rng.random() < 1 / 3:
         return caption
     tune = language.parse_tune(caption)
     parts = [tune.tempo, tune.mode, "tune", f"on the {tune.instrument}", f"going {tune.contour}"]
-    return " ".join(["a", *(part for part in parts if part == "tune" or rng.random() < 0.5)])
+    return " ".join(["a", *(part for part in parts if part == "tune" or rng.random() < 0.7)])
 
 
 def speak_turn(text, voice, codes, by_voice, rng) -> list[dict]:
