@@ -7,7 +7,7 @@ Asks both models everything in the heldout.jsonl of train/make_lesson.py with th
 that base + adapter and the merged model (--after) give the same logits; a difference above 1e-5 is exit code 1.
 
 Judges: exact words of the reply, pixels, pocketsphinx with the enlarged world's grammar, Resemblyzer among six voices.
-The judges of voices and instruments are fitted on sounds that went through the codec, which has never met the new ones.
+The judges of voices and instruments are fitted on sounds that went through the codecs, which never met the new ones.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from transformers.utils import logging
 
-from modeling_anygpt.codecs import SpectralCodecModel, SpeechTokenizerConfig, SpeechTokenizerModel
+from modeling_anygpt.codecs import SoundStormModel, SpectralCodecModel, SpeechTokenizerConfig, SpeechTokenizerModel
 from processing_anygpt.tiny_world import voices
 
 TRAIN = Path(__file__).parents[1] / "train"
@@ -306,6 +306,18 @@ def test_arrays_that_lack_or_do_not_fit(script, data, tmp_path):
     ).save_pretrained(tmp_path / "small")
     with pytest.raises(ValueError, match="Got codes of 3 levels, 0 to 15; .*small has 3 levels, 0 to 7"):
         soundstorm.main([*words, "--codec", str(tmp_path / "small")])
+
+
+def test_soundstorm_goes_on_from_another(script, data, tmp_path):
+    """From its weights as they are: at a rate of 0 they stay. Other sizes are refused before anything is written."""
+    module, first, second = script("soundstorm"), tmp_path / "first", tmp_path / "second"
+    module.main(command("soundstorm", data, first, "--steps 2"))
+    module.main(command("soundstorm", data, second, f"--steps 1 --learning_rate 0 --start {first}"))
+    old, new = (SoundStormModel.from_pretrained(folder).state_dict() for folder in (first, second))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    with pytest.raises(ValueError, match="has hidden_size 16, the recipe and its codes have 32"):
+        module.main(command("soundstorm", data, tmp_path / "third", f"--steps 1 --start {first} --hidden_size 32"))
+    assert not (tmp_path / "third").exists()
 
 
 def test_wrong_checkpoints(script, data, tmp_path):

@@ -33,6 +33,7 @@ class Recipe:
     learning_rate: float
     perplexity: float = field(metadata={"help": "codes that share a label, see `neighbours`"})
     upper_weight: float = field(metadata={"help": "weight in the loss of the levels above the current one"})
+    start: str | None = field(default=None, metadata={"help": "folder of a SoundStorm of these sizes to go on from"})
 
 
 @dataclass
@@ -120,6 +121,18 @@ def start_from_codec(model: SoundStormModel, codec: SpeechTokenizerModel, codes:
         heads.bias[0, 0, level] = (counts / counts.sum()).log()
 
 
+def go_on_from(folder: str, config: SoundStormConfig) -> SoundStormModel:
+    """The model in `folder`, whose sizes must be those of `config`."""
+    found = SoundStormConfig.from_pretrained(folder)
+    for name in (*Sizes.__annotations__, "num_quantizers", "codebook_size"):
+        if getattr(found, name) != getattr(config, name):
+            raise ValueError(
+                f"{folder} has {name} {getattr(found, name)}, the recipe and its codes have {getattr(config, name)}. "
+                "Make them equal, or leave `start` out."
+            )
+    return SoundStormModel.from_pretrained(folder, dtype=torch.float32)
+
+
 def neighbours(codec: SpeechTokenizerModel, perplexity: float) -> torch.Tensor:
     """Labels [acoustic levels, C, C] that share each code's probability with those whose vectors are near it, about
     `perplexity` of them. The upper levels are nearly noise: what can be learnt, and heard, is the neighbourhood."""
@@ -171,8 +184,11 @@ def main(argv: list[str]) -> None:
         paper_decoding=True,
         code_dimension=codec.config.dimension,
     )
-    model = SoundStormModel(config)
-    start_from_codec(model, codec, train.codes)
+    if recipe.start:
+        model = go_on_from(recipe.start, config)
+    else:
+        model = SoundStormModel(config)
+        start_from_codec(model, codec, train.codes)
     soft_labels = neighbours(codec, recipe.perplexity).to(run.device)
     model.to(run.device).train()
     codec.to(run.device)
