@@ -112,12 +112,21 @@ def test_nothing_examined_is_taught(data):
 def test_what_is_made_does_not_vary_and_what_is_met_does(data):
     with lesson.enlarged():
         for user, reply in conversations(data, "object"):
-            caption = language.core(words_of(user + reply))
-            caption = caption[caption.index("a ") :] if reply[-1]["type"] == "image" else words_of(reply)
+            made = reply[-1]["type"] == "image" or words_of(user) == language.READ_BACK
+            words = words_of(user if reply[-1]["type"] == "image" else reply)
             path = (reply if reply[-1]["type"] == "image" else user)[-1]["path"]
-            neat = pictures.draw(language.parse_scene(caption), None)
+            neat = pictures.draw(language.parse_scene(words[words.index("a ") :]), None)
             same = not ImageChops.difference(Image.open(data / path), neat).getbbox()
-            assert same == (reply[-1]["type"] == "image")
+            assert same == made
+
+
+def test_what_is_made_is_read_back(data):
+    """Every medium that is made comes back with the very words that it was asked for with."""
+    for name in ("word", "voice", "object", "instrument"):
+        rows = conversations(data, name)
+        asked = {reply[-1]["path"]: words_of(user) for user, reply in rows if reply[-1]["type"] != "text"}
+        told = {user[-1]["path"]: words_of(reply) for user, reply in rows if words_of(user) == language.READ_BACK}
+        assert told and told == asked
 
 
 def test_tunes_to_play_are_in_c(data):
