@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -33,7 +32,7 @@ import protocol  # noqa: E402
 import systems  # noqa: E402
 from console import run_script  # noqa: E402
 
-from examples import Example, sound  # noqa: E402
+from examples import Example  # noqa: E402
 from processing_anygpt.rows import write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, lesson  # noqa: E402
 
@@ -129,15 +128,11 @@ class Panel:
 
     def __init__(self, items: dict, sound_font: str, checkpoint: str):
         codec = systems.Reference("codec", checkpoint)
-
-        def through(modality: str, wave: np.ndarray) -> np.ndarray:
-            return codec.through_codec(modality, [(wave, RATE)], 0)[0][0]
-
         heard = [example for (task, _), examples in items.items() if task == "asr" for example in examples]
-        waves = [through("speech", sound(example.given, RATE)[0]) for example in heard]
-        self.centroids = judge_speech.voice_centroids(waves, [example.speaker for example in heard])
+        copies = codec.through_codec("speech", [example.given for example in heard], 0)
+        self.centroids = judge_speech.voice_centroids([wave for wave, _ in copies], [e.speaker for e in heard])
         self.instrument = judge_music.InstrumentJudge(
-            sound_font, per_caption=2, through=lambda wave: through("music", wave)
+            sound_font, per_caption=2, through=lambda wave: codec.through_codec("music", [(wave, RATE)], 0)[0][0]
         )
 
     def lines(self, task: str, group: str, example: Example, output: systems.Output) -> Iterator[tuple]:
