@@ -74,7 +74,8 @@ tiny-codecs: eval-deps
 
 tiny-data: eval-deps
 	$(PY) train/make_speech_data.py --out data/speech --hours 10.8 --heard-rounds 4
-	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 5000 --clips-in-c 7000 --seed 11 --out data/music --codec $(TINY)/music_codec
+	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 5000 --clips-in-c 20000 \
+		--clips-on-others 16000 --seed 11 --out data/music --codec $(TINY)/music_codec
 	$(PY) train/data_image.py codes --scale 1.5 --codec $(TINY)/image_codec --out data/images
 	$(PY) train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec $(TINY)/speech_codec \
 		--out $(TINY)/soundstorm --work runs/soundstorm --device $(DEVICE)
@@ -92,7 +93,7 @@ tiny-lm: eval-deps
 LESSON := data/lesson
 lesson: eval-deps
 	$(PY) train/make_lesson.py --out $(LESSON) --sound-font $(SOUND_FONT)
-	for part in word voice object instrument old; do $(PY) train/prepare_data.py $(LESSON)/$$part.jsonl \
+	for part in word voice object instrument old_speech old_pictures old_tunes old_asked; do $(PY) train/prepare_data.py $(LESSON)/$$part.jsonl \
 		--out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/lesson_tiny.yaml
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT / "train"), str(ROOT / "eval")]  # siblings of the scripts import each other by name
 
 SCALE = 0.02  # of the lesson: a few items of each kind
+NEW = ("word", "voice", "object", "instrument")
+OLD = ("old_speech", "old_pictures", "old_tunes", "old_asked")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_an_error_inside_leaves_the_world_as_it_was():
 
 
 def test_every_medium_is_there(data):
-    named = [b["path"] for n in ("word", "voice", "object", "instrument", "old") for c in conversations(data, n)
+    named = [b["path"] for n in NEW + OLD for c in conversations(data, n)
              for blocks in c for b in blocks if "path" in b]  # fmt: skip
     named += [row[key] for row in examination(data) for key in ("speech", "image", "music", "voice") if key in row]
     assert named and all((data / path).is_file() for path in named)
@@ -93,7 +95,7 @@ def test_every_conversation_of_a_part_is_about_it_and_in_both_directions(data, n
 
 
 def test_the_old_world_lacks_what_is_new(data):
-    said = [words_of(user + reply) for name in ("old", "voice") for user, reply in conversations(data, name)]
+    said = [words_of(user + reply) for name in (*OLD, "voice") for user, reply in conversations(data, name)]
     assert said and not any(lesson.is_new(text) for text in said)
 
 
@@ -101,7 +103,7 @@ def test_nothing_examined_is_taught(data):
     asked = {language.core(row["text"]) for row in examination(data)}
     openings = [i.removesuffix("{text}") for texts in language.INSTRUCTIONS.values() for i in texts if "{text}" in i]
     taught = set()
-    for name in ("word", "voice", "object", "instrument", "old"):
+    for name in NEW + OLD:
         for user, reply in conversations(data, name):
             said = [words_of(reply), words_of(user), *(language.core(b.get("transcript", "")) for b in user)]
             taught |= {text.removeprefix(opening) for text in said for opening in openings}
@@ -122,7 +124,7 @@ def test_what_is_made_does_not_vary_and_what_is_met_does(data):
 
 def test_what_is_made_is_read_back(data):
     """Every medium that is made comes back with the very words that it was asked for with."""
-    for name in ("word", "voice", "object", "instrument"):
+    for name in NEW:
         rows = conversations(data, name)
         asked = {reply[-1]["path"]: words_of(user) for user, reply in rows if reply[-1]["type"] != "text"}
         told = {user[-1]["path"]: words_of(reply) for user, reply in rows if words_of(user) == language.READ_BACK}

@@ -85,7 +85,18 @@ def texts(rows: Path, task: str) -> list[str]:
 
 def test_every_recording_is_heard_and_only_plain_voices_are_spoken_with(rows):
     assert len(read(rows, "asr")) == len(read(rows, "asr_words")) == 16
+    assert len(read(rows, "asr_blurred")) == 16
     assert len(read(rows, "tts")) == 16  # two plain voices, four sentences, two voice prompts each
+
+
+def test_blurred_recordings_keep_their_words_and_most_of_their_codes(scripts):
+    make, rng = scripts("make_tiny_data"), np.random.default_rng(0)
+    speech = [(text, "hibari", rng.integers(0, 1024, 500)) for text in SPOKEN * 5]
+    blurred = list(make.blurred(speech, EMBEDDED, random.Random(0)))
+    assert [item[:2] for item in blurred] == [item[:2] for item in speech]
+    changed = [(a != b).mean() for (*_, a), (*_, b) in zip(speech, blurred, strict=True)]
+    assert max(changed) < 0.5 and 0.1 < np.mean(changed) < 0.3
+    assert all(0 <= codes.min() and codes.max() < 1024 for *_, codes in blurred)
 
 
 def test_pictures_are_drawn_neatly_and_described_in_one_wording(rows):

@@ -25,6 +25,19 @@ def test_words_are_those_of_the_captions():
         ("contour", tunes.CONTOURS),
     ):
         assert list(known) == language.RULES[field]
+    assert list(tunes.MORE_INSTRUMENTS) == language.MORE_INSTRUMENTS
+    assert tunes.MORE_INSTRUMENTS.keys().isdisjoint(tunes.INSTRUMENTS)
+
+
+def test_instruments_of_training_alone_are_played_there_and_nowhere_else(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "train")
+    from make_music_data import render_clip
+
+    monkeypatch.setattr(tunes, "render", lambda notes, instrument, font: instrument)
+    clips = [render_clip(random.Random(i), "", tonic=60, others=True) for i in range(100)]
+    assert {played for played, _, _ in clips} == set(language.MORE_INSTRUMENTS)
+    assert all(language.parse_tune(caption).instrument == played for played, caption, _ in clips)
+    assert all(render_clip(random.Random(i), "")[0] in language.RULES["instrument"] for i in range(50))
 
 
 @pytest.mark.parametrize("tune", ALL, ids=language.tune_caption)

@@ -6,6 +6,7 @@ Part of make_tiny_data.py's `chat` step. A spoken request is answered with its t
 
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 from make_speech_data import PACE, encode
@@ -15,7 +16,7 @@ from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
 
-SAYINGS = {"train": 300, "heldout": 8}  # replies to speak for each voice
+SAYINGS = {"train": 500, "heldout": 8}  # requests to say something, and replies, for each voice
 
 
 def chat_rows(rows: Rows, args, split: str, rng: random.Random):
@@ -63,7 +64,7 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
     rows.write("look", split, look)
     rows.write("listen", split, listen)
     speech_codec = codecs.get("speech_codec")
-    rows.write("spoken_say", split, sayings(utterances, by_voice, speech_codec, split, rng))
+    rows.write("spoken_say", split, sayings(by_voice, speech_codec, split, rng))
     rows.write("questions", split, small_talk(utterances, by_voice, rng))
 
 
@@ -78,15 +79,14 @@ def draw(captions: list[str], codec, rng: random.Random | None) -> dict[str, lis
     return {caption: [codes[0]] for caption, codes in zip(captions, codec_io.encode(codec, values), strict=True)}
 
 
-def sayings(utterances: dict, by_voice: dict, codec, split: str, rng: random.Random):
+def sayings(names: Iterable[str], codec, split: str, rng: random.Random):
     """Requests "say X", answered with X in the voice that asks."""
-    for voice in by_voice:
-        asked = [(t, c) for t, said in utterances.items() if t.startswith("say ") for v, c in said if v == voice]
-        asked = rng.sample(asked, min(len(asked), SAYINGS[split]))
-        waves = [voices.say(language.core(text), voice, PACE[voice]) for text, _ in asked]
-        for (text, codes), reply in zip(asked, encode(codec, waves), strict=True):
-            answer = [language.core(text), block("speech", reply[0])]
-            yield turn([block("speech", codes)], [transcript(text), *answer])
+    for voice in names:
+        texts = [language.sample("speech_request", rng, split == "heldout") for _ in range(SAYINGS[split])]
+        inner = [language.core(text) for text in texts]
+        asked, replies = (encode(codec, [voices.say(t, voice, PACE[voice]) for t in side]) for side in (texts, inner))
+        for text, said, request, reply in zip(texts, inner, asked, replies, strict=True):
+            yield turn([block("speech", request[0])], [transcript(text), said, block("speech", reply[0])])
 
 
 def small_talk(utterances: dict, by_voice: dict, rng: random.Random):

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +32,18 @@ HELD_OUT_CLIPS = 200
 
 
 def render_clip(
-    rng: random.Random, sound_font: str, held_out: bool = False, tonic: int | None = None
+    rng: random.Random, sound_font: str, held_out: bool = False, tonic: int | None = None, others: bool = False
 ) -> tuple[np.ndarray, str, list]:
-    """One random clip: float32 [80000], its caption, its notes. `tonic`: MIDI pitch of its key, None draws one."""
-    caption = language.sample("tune", rng, held_out)
-    tune = language.parse_tune(caption)
+    """One random clip: float32 [80000], its caption, its notes. `tonic`: MIDI pitch of its key, None draws one.
+    `others`: on an instrument that only training holds."""
+    tune = language.parse_tune(language.sample("tune", rng, held_out))
+    if others:
+        tune = replace(tune, instrument=rng.choice(language.MORE_INSTRUMENTS))
     notes = tunes.notes(tune, rng, tonic)
-    return tunes.render(notes, tune.instrument, sound_font), caption, notes
+    return tunes.render(notes, tune.instrument, sound_font), language.tune_caption(tune), notes
 
 
-def replace(path: Path, write) -> None:
+def write_file(path: Path, write) -> None:
     """Write a file under a temporary name, then rename it."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
@@ -53,7 +56,7 @@ def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
         count = min(CLIPS_PER_FILE, args.clips - first)
         clips = np.stack([render_clip(rng, args.sound_font)[0] for _ in range(count)])
         path = args.out / f"clips_{first // CLIPS_PER_FILE:03d}.npy"
-        replace(path, lambda file: np.save(file, np.round(clips * 32767).astype(np.int16)))
+        write_file(path, lambda file: np.save(file, np.round(clips * 32767).astype(np.int16)))
         print(f"{path}: {count} clips", flush=True)
 
 
@@ -64,24 +67,29 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
 
     torch.set_num_threads(1)
     codec = SpectralCodecModel.from_pretrained(args.codec).eval()
-    for name, held_out, keys in (
-        ("heldout", True, [None] * HELD_OUT_CLIPS),
-        ("train", False, [None] * args.clips + [tunes.TONICS[0]] * args.clips_in_c),
+    in_c = tunes.TONICS[0]
+    for name, held_out, kinds in (
+        ("heldout", True, [(None, False)] * HELD_OUT_CLIPS),
+        (
+            "train",
+            False,
+            [(None, False)] * args.clips + [(in_c, False)] * args.clips_in_c + [(in_c, True)] * args.clips_on_others,
+        ),
     ):
         codes, captions, scores, tonics = [], [], [], []
-        for key in keys:
-            audio, caption, notes = render_clip(rng, args.sound_font, held_out, key)
+        for key, others in kinds:
+            audio, caption, notes = render_clip(rng, args.sound_font, held_out, key, others)
             with torch.inference_mode():
                 codes.append(codec.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.uint16))
             captions.append(caption)
             scores.append(notes)
             tonics.append(min(pitch for _, _, pitch in notes))  # a melody never goes below its tonic
         arrays = {"codes": np.stack(codes), "caption": np.array(captions), "tonic": np.array(tonics, dtype=np.uint8)}
-        replace(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_file(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
         if held_out:
-            replace(args.out / "notes_heldout.json", lambda file: file.write(json.dumps(scores).encode()))
+            write_file(args.out / "notes_heldout.json", lambda file: file.write(json.dumps(scores).encode()))
         print(
-            f"{name}: {len(keys)} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
+            f"{name}: {len(kinds)} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
             flush=True,
         )
 
@@ -91,6 +99,7 @@ def main() -> None:
     parser.add_argument("--sound-font", required=True)
     parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--clips-in-c", type=int, default=0, help="more of them, for --codec: those to be played")
+    parser.add_argument("--clips-on-others", type=int, default=0, help="more in C, on instruments of training alone")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--codec", help="folder of a music codec: write its codes instead of clips")
     parser.add_argument("--seed", type=int, default=0)

@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from processing_anygpt.conversation import render
 from processing_anygpt.tiny_world import language, pictures, tunes, voices
 from processing_anygpt.vocabulary import add_modality_tokens
 
+ALIKE = 8  # speech codes that a code may be taken for
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
 
 
@@ -171,6 +173,7 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
             by_voice[voice].append(codes)
         speech_rows(rows, ("asr", "tts"), split, speech, by_voice, rng)
         if split == "train":
+            asr_rows(rows, "asr_blurred", split, blurred(speech, args.codecs, rng), rng)
             words = load_speech(args.speech, "words")
             speech_rows(rows, ("asr_words", "tts_words"), split, words, by_voice, rng)
     for folder, modality, describe, make in (
@@ -192,9 +195,7 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
 
 def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by_voice: dict, rng: random.Random):
     """Recordings to write down and, in the voices of training, to speak."""
-    rows.write(tasks[0], split, (
-        turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
-    ))  # fmt: skip
+    asr_rows(rows, tasks[0], split, speech, rng)
     # Voices made strange ("flite_slt*1.07") and those only heard are fine accents to hear, none to speak with.
     spoken = [item for item in speech if split == "heldout" or item[1] in voices.TRAINING_VOICES]
     spoken = spoken if split == "heldout" else spoken * 2  # another voice prompt each time
@@ -204,6 +205,25 @@ def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by
         wordings = [*language.INSTRUCTIONS["text", "speech"], "{text}"]
         made = [(rng.choice(wordings).format(text=text), codes) for text, _, codes in spoken]
         read_back_rows(rows, tasks[1], "speech", made)
+
+
+def asr_rows(rows: Rows, task: str, split: str, speech: Iterable, rng: random.Random):
+    rows.write(task, split, (
+        turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
+    ))  # fmt: skip
+
+
+def blurred(speech: list, codecs: Path, rng: random.Random) -> Iterable[tuple[str, str, np.ndarray]]:
+    """Recordings with up to two codes in five replaced by others that sound alike, as from a stranger."""
+    from codebook_init import codebook_vectors
+
+    vectors = codebook_vectors(codecs)["speech"][0]  # [codes, features]
+    distances = (vectors**2).sum(1) - 2 * vectors @ vectors.T
+    alike = np.argsort(distances, axis=1)[:, 1 : 1 + ALIKE].astype(np.uint16)
+    numbers = np.random.default_rng(rng.getrandbits(32))
+    for text, voice, codes in speech:
+        replaced = numbers.random(len(codes)) < numbers.uniform(0, 0.4)
+        yield text, voice, np.where(replaced, alike[codes, numbers.integers(ALIKE, size=len(codes))], codes)
 
 
 def read_back_rows(rows: Rows, make: str, modality: str, made: list):
@@ -221,16 +241,16 @@ def description(caption: str) -> str:
 
 
 def request(caption: str, rng: random.Random) -> str:
-    """What is asked for to get it. Of a tune, half of the time, only some of what it is: "a sad tune on the flute".
+    """What is asked for to get it. Of a tune, most of the time, only some of what it is: "a sad tune on the flute".
 
     Of "a slow happy ... up" that is held out, a player has heard every neighbour, all of them sad: whole captions
     teach it that slow guitars going up are sad. Fewer words teach it what each of them means.
     """
-    if " tune on " not in caption or rng.random() < 1 / 3:
+    if " tune on " not in caption or rng.random() < 1 / 5:
         return caption
     tune = language.parse_tune(caption)
     parts = [tune.tempo, tune.mode, "tune", f"on the {tune.instrument}", f"going {tune.contour}"]
-    return " ".join(["a", *(part for part in parts if part == "tune" or rng.random() < 0.7)])
+    return " ".join(["a", *(part for part in parts if part == "tune" or rng.random() < 0.6)])
 
 
 def speak_turn(text, voice, codes, by_voice, rng) -> list[dict]:

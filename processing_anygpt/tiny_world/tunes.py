@@ -20,6 +20,10 @@ SECONDS = 5.0
 SAMPLING_RATE = 16000  # Hz
 # General MIDI programs, counted from 0. Guitar is the nylon one: basic-pitch reads its attacks best.
 INSTRUMENTS = {"piano": 0, "guitar": 24, "violin": 40, "flute": 73, "trumpet": 56, "marimba": 12}
+MORE_INSTRUMENTS = {
+    "harp": 46, "banjo": 105, "cello": 42, "oboe": 68, "clarinet": 71, "saxophone": 65, "xylophone": 13,
+    "vibraphone": 11, "celesta": 8, "sitar": 104, "koto": 107, "kalimba": 108,
+}  # fmt: skip
 # Note lengths in seconds: whole numbers of 40 ms code frames, and each divides the 4.8 s that are played.
 TEMPOS = {"slow": 0.80, "steady": 0.48, "fast": 0.32}
 PLAYED_SECONDS = 4.8  # the last 0.2 s let the last note ring out
@@ -91,7 +95,7 @@ def render(
 
     Args:
         notes: [(onset s, offset s, MIDI pitch)], in order of onset, not overlapping.
-        instrument: a key of INSTRUMENTS.
+        instrument: a key of INSTRUMENTS or MORE_INSTRUMENTS.
         sound_font: path of a General MIDI .sf2 file.
         sampling_rate: Hz.
 
@@ -103,12 +107,13 @@ def render(
         ImportError: tinysoundfont is missing.
         FileNotFoundError: no such sound font.
     """
-    if instrument not in INSTRUMENTS:
-        raise ValueError(f"Got instrument {instrument!r}; known: {', '.join(INSTRUMENTS)}.")
+    programs = INSTRUMENTS | MORE_INSTRUMENTS
+    if instrument not in programs:
+        raise ValueError(f"Got instrument {instrument!r}; known: {', '.join(programs)}.")
     synth, font = _synth(str(sound_font), sampling_rate)
     synth.sounds_off()
     synth.generate(sampling_rate // 10)  # lets go of what the call before left: then every call starts from silence
-    synth.program_select(0, font, 0, INSTRUMENTS[instrument])
+    synth.program_select(0, font, 0, programs[instrument])
     total = round(SECONDS * sampling_rate)
     # A note's end sorts before the next note's start at the same time. Every second note is a little softer.
     events = [(round(on * sampling_rate), 1, pitch, 100 - 12 * (i % 2)) for i, (on, _, pitch) in enumerate(notes)]
