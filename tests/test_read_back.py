@@ -1,5 +1,6 @@
 """The best of several replies, chosen by the model itself."""
 
+import copy
 import random
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_what_is_asked_for(processor):
     ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert request_text(ids, processor) == "say: good night"
     assert request_text([], processor) == ""
+
+
+def test_a_generation_config_that_is_given_stays_as_it_is_and_gives_the_same(model, processor):
+    own = copy.deepcopy(model.generation_config)
+    options = {"output_modalities": ("image",), "candidates": 2}
+    replies = []
+    for given in ({}, {"generation_config": own}):
+        torch.manual_seed(0)
+        replies.append(generate_best(model, processor, **prompt(processor, "draw a star"), **options, **given))
+    assert torch.equal(*replies) and own.num_return_sequences == model.generation_config.num_return_sequences
 
 
 def test_padding_after_the_longest_reply_is_cut():
