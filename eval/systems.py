@@ -125,7 +125,8 @@ class Model(System):
         ).to(self.device)  # fmt: skip
         allowed, required = request_of(protocol, batch[0])
         decoding = {key: value for key, value in protocol.decoding.items() if key not in ("batch", "decoder_steps")}
-        candidates = 1 if protocol.target == "any" else self.candidates  # malformed replies are not to be chosen away
+        # Words are not chosen among, and malformed replies ("any") not chosen away.
+        candidates = 1 if target_of(protocol, batch[0]) in ("text", "any") else self.candidates
         output = generate_best(
             self.model, self.processor, **ids, candidates=candidates,
             output_modalities=allowed, required_modalities=required, **decoding,

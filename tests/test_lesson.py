@@ -219,6 +219,17 @@ def test_instruments_are_judged(examine):
         assert found == {"new instrument played": right}
 
 
+def test_candidates_are_for_media_and_words_are_written_once(examine, tmp_path):
+    path = tmp_path / "circle.png"
+    pictures.draw(language.parse_scene("a big red circle"), None).save(path)
+    system = examine.systems.Model("tiny", str(examine.TINY), torch.device("cpu"), candidates=2)
+    example = examine.Example("0", ("a big red circle",), "old", str(path))
+    for task in ("image_captioning", "text_to_image"):
+        wanted = examine.protocol.read(examine.protocol.FOLDER / "tiny" / f"{task}.yaml")
+        (answer,) = system.answer(wanted, [example], seed=0)
+        assert answer.text == "a big red circle" if task == "image_captioning" else answer.medium.size == (64, 64)
+
+
 def test_a_loss_of_an_old_task_shows(examine, capsys):
     def scores(old, new):
         found = {"old: pictures drawn": examine.Score(), "new object drawn": examine.Score()}
