@@ -36,6 +36,7 @@ from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
 TEXTS = (ROOT / "eval" / "plain_english.txt", ROOT / "LICENSE")
 ASR, TTS = "write down what you hear", "read this aloud "
 BATCH = 20
+PRESETS = {"text": {"top_k": 1}, "speech": {"temperature": 0.5, "top_p": 0.9}}  # words are the likeliest, no draw
 WINDOW = 512  # tokens that a perplexity is measured over
 
 
@@ -125,7 +126,7 @@ def replies(model: Any, processor: Any, contents: list[list[dict]], modality: st
     )  # fmt: skip
     required = () if modality == "text" else (modality,)
     wanted = {"output_modalities": (modality,), "required_modalities": required}
-    output = model.generate(**ids, **wanted, max_new_tokens=longest)
+    output = model.generate(**ids, **wanted, max_new_tokens=longest, modality_presets=PRESETS)
     return [processor.parse_output(reply) for reply in output[:, ids["input_ids"].shape[1] :]]
 
 
