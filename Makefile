@@ -93,8 +93,8 @@ tiny-lm: eval-deps
 LESSON := data/lesson
 lesson: eval-deps
 	$(PY) train/make_lesson.py --out $(LESSON) --sound-font $(SOUND_FONT)
-	for part in word voice object instrument old_speech old_pictures old_tunes old_asked; do $(PY) train/prepare_data.py $(LESSON)/$$part.jsonl \
-		--out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
+	for part in word voice object instrument old_speech old_pictures old_tunes old_asked; do \
+		$(PY) train/prepare_data.py $(LESSON)/$$part.jsonl --out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/lesson_tiny.yaml
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
 		--candidates 4 --sound-font $(SOUND_FONT) --out out/lesson.json

@@ -78,10 +78,10 @@ def generate_best(
         )
     sampling = {"num_return_sequences": count, "do_sample": True}
     if "generation_config" in options:  # transformers wants all settings in the one that is given, or none
-        options["generation_config"] = settings = copy.deepcopy(settings)
+        settings = copy.deepcopy(settings)
         settings.update(**sampling)
-        sampling = {}
-    output = model.generate(**prompt, **sampling, **options)
+        sampling = {"generation_config": settings}
+    output = model.generate(**prompt, **(options | sampling))
     replies = output[:, input_ids.shape[1] :].tolist()
     requests = [request_text(ids, processor) for ids in input_ids.tolist() for _ in range(count)]
     openings = stored.get("openings", ())

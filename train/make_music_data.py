@@ -5,15 +5,14 @@
 
 The first writes OUT/clips_000.npy ... int16 [N, 80000], 5 s clips at 16 kHz, up to 300 (48 MB) in a file. Captions are
 those of the training side of the split (`language.is_held_out`): the codec has not heard the held-out combinations.
-The second writes OUT/codes_train.npz (`codes` uint16 [N, 2, 125], `caption` and `tonic`, MIDI, [N]),
-OUT/codes_heldout.npz, the same for 200 clips of held-out captions, and OUT/notes_heldout.json, the notes
-[[onset s, offset s, pitch], ...] of each.
+The second writes OUT/codes_train.npz (`codes` uint16 [N, 2, 125], `caption` and `tonic`, MIDI, [N]; some
+are of instruments that only training holds), OUT/codes_heldout.npz, the same for 200 clips of held-out captions, and
+OUT/notes_heldout.json, the notes [[onset s, offset s, pitch], ...] of each.
 Needs tinysoundfont (pip install tinysoundfont) and a General MIDI sound font (Debian: timgm6mb-soundfont).
 """
 
 import argparse
 import json
-import os
 import random
 import sys
 from dataclasses import replace
@@ -23,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
+from processing_anygpt.rows import write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
 
 CLIPS_PER_FILE = 300
@@ -43,12 +43,14 @@ def render_clip(
     return tunes.render(notes, tune.instrument, sound_font), language.tune_caption(tune), notes
 
 
-def write_file(path: Path, write) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
+def write_arrays(path: Path, write) -> None:
+    """`write_whole` for numpy, which gets an open file: to a name that it does not know it adds a suffix."""
+
+    def to(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            write(file)
+
+    write_whole(path, to)
 
 
 def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
@@ -56,7 +58,7 @@ def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
         count = min(CLIPS_PER_FILE, args.clips - first)
         clips = np.stack([render_clip(rng, args.sound_font)[0] for _ in range(count)])
         path = args.out / f"clips_{first // CLIPS_PER_FILE:03d}.npy"
-        write_file(path, lambda file: np.save(file, np.round(clips * 32767).astype(np.int16)))
+        write_arrays(path, lambda file: np.save(file, np.round(clips * 32767).astype(np.int16)))
         print(f"{path}: {count} clips", flush=True)
 
 
@@ -85,9 +87,9 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
             scores.append(notes)
             tonics.append(min(pitch for _, _, pitch in notes))  # a melody never goes below its tonic
         arrays = {"codes": np.stack(codes), "caption": np.array(captions), "tonic": np.array(tonics, dtype=np.uint8)}
-        write_file(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_arrays(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
         if held_out:
-            write_file(args.out / "notes_heldout.json", lambda file: file.write(json.dumps(scores).encode()))
+            write_whole(args.out / "notes_heldout.json", lambda temporary: temporary.write_text(json.dumps(scores)))
         print(
             f"{name}: {len(kinds)} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
             flush=True,

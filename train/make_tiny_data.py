@@ -213,6 +213,7 @@ def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by
 
 
 def asr_rows(rows: Rows, task: str, split: str, speech: Iterable, rng: random.Random):
+    """Recordings to write down."""
     rows.write(task, split, (
         turn([instruction("speech", "text", rng), block("speech", codes)], [text]) for text, _, codes in speech
     ))  # fmt: skip
