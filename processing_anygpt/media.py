@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_SECONDS = 600.0  # longest sound read at once, s: 30,000 speech tokens, more than the context of any backbone
@@ -69,6 +67,8 @@ def load_audio(
     if level > MAX_LEVEL:
         raise ValueError(f"Got float audio up to {level:.4g}, allowed is [-1, 1]. Divide it by its full scale.")
     if source_rate != sampling_rate:
+        import soxr  # as soundfile below: a machine that only trains has none
+
         samples = soxr.resample(samples, source_rate, sampling_rate)
         if len(samples) == 0:  # less than one sample at the new rate
             samples = np.zeros(1, np.float32)
@@ -118,6 +118,8 @@ def array_to_image(values: np.ndarray) -> Image.Image:
 
 
 def _read_audio_file(source: Any, max_seconds: float, allow_urls: bool) -> tuple[np.ndarray, int]:
+    import soundfile
+
     file, name = _open(source, allow_urls)
     try:
         with soundfile.SoundFile(file) as sound:

@@ -26,13 +26,13 @@ def test_what_is_examined_is_not_taught(tmp_path, monkeypatch):
     import make_readings
 
     (tmp_path / "a.gguf").touch()
-    monkeypatch.setattr(make_readings, "load_backbone", lambda source: (None, None))
+    monkeypatch.setattr(make_readings, "load_backbone", lambda source: (torch.nn.Linear(1, 1), None))
     monkeypatch.setattr(make_readings, "own_text", lambda *_: ["The end."])
     monkeypatch.setattr(voices, "say", lambda text, *_: np.full(800, len(text) / 100, np.float32))
     make_readings.main(["--out", str(tmp_path), "--scale", "0.05", "--backbone", str(tmp_path / "a.gguf")])
     parts = {name: read(tmp_path / f"{name}.jsonl") for name in make_readings.COUNTS}
     said = {name: [row["text"] for row in parts[name]] for name in ("phrases", "sentences", "heldout")}
-    assert len(said["sentences"]) == len(set(said["sentences"])) == 120 and len(said["heldout"]) == 3
+    assert len(said["sentences"]) == len(set(said["sentences"])) == 300 and len(said["heldout"]) == 3
     assert all(language.is_held_out(text) for text in said["heldout"])
     assert not any(language.is_held_out(text) for text in said["phrases"] + said["sentences"])
     assert all((tmp_path / row["speech"]).is_file() for name in said for row in parts[name])

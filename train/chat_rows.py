@@ -16,6 +16,7 @@ from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
 
+ANSWERS = {"image": 1, "music": 6}  # different ones to each spoken request: tunes that fit a caption differ, pictures don't
 SAYINGS = {"train": 500, "heldout": 8}  # requests to say something, and replies, for each voice
 
 
@@ -49,8 +50,9 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
         for voice, codes in utterances[text]:
             item = block(modality, rng.choice(met[caption]))
             if text != caption:  # a request: hear it, then draw or play it
-                answer = block(modality, rng.choice(to_make[caption]))
-                made.append(turn([block("speech", codes)], [transcript(text), answer]))
+                for _ in range(ANSWERS[modality]):
+                    answer = block(modality, rng.choice(to_make[caption]))
+                    made.append(turn([block("speech", codes)], [transcript(text), answer]))
             else:  # a caption: the spoken answer to a question about the item
                 question = rng.choice(language.RULES["look" if modality == "image" else "listen"])
                 asked = [c for v, c in utterances[question] if v == voice]

@@ -35,12 +35,13 @@ PHRASES = (
     "the <object> <when>",
 )  # fmt: skip
 PARAGRAPH = range(150, 900)  # characters
-COUNTS = {"phrases": 500, "sentences": 2400, "text": 500, "own": 576, "heldout": 60}
+COUNTS = {"phrases": 500, "sentences": 6000, "text": 500, "own": 12032, "heldout": 60}
 OPENINGS = (
     "The", "A", "In", "When", "It", "There", "My", "We", "People", "After", "For", "One", "This", "If", "She", "He",
     "Most", "At", "Every", "To",
 )  # fmt: skip
-BATCH, WRITTEN = 32, 90  # texts at a time, and tokens of each
+BATCH = {"cpu": 32, "cuda": 4096}  # texts at a time
+WRITTEN = 90  # tokens of each
 
 
 def main(words: list[str]) -> None:
@@ -49,6 +50,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--backbone", default="data/smollm2", help="of `anygpt init` (default: data/smollm2)")
     parser.add_argument("--voice", default="flite_slt", help="of processing_anygpt/tiny_world/voices.py")
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial")
+    parser.add_argument("--parts", nargs="+", choices=list(COUNTS), default=list(COUNTS), help="default: all")
+    parser.add_argument("--device", choices=list(BATCH), default="cpu", help="on which the backbone writes (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
     studio = Studio(args.out, "", random.Random(args.seed))
@@ -57,21 +60,25 @@ def main(words: list[str]) -> None:
     texts = {"heldout": heldout, "phrases": phrases(counts["phrases"], studio.rng)}
     texts["sentences"] = sentences(counts["sentences"], studio.rng, held_out=False)
     for name, said in texts.items():
-        rows = ({"text": text, "speech": studio.say(text, args.voice)} for text in said)
-        write_lines(args.out / f"{name}.jsonl", rows)
-    plain = {"text": plain_text(counts["text"], studio.rng)}
-    if not (args.out / "own.jsonl").is_file():  # takes minutes
-        plain["own"] = own_text(*load_backbone(find_backbone(args.backbone)), counts["own"], args.seed)
+        if name in args.parts:
+            rows = ({"text": text, "speech": studio.say(text, args.voice)} for text in said)
+            write_lines(args.out / f"{name}.jsonl", rows)
+    plain = {"text": plain_text(counts["text"], studio.rng)} if "text" in args.parts else {}
+    if "own" in args.parts and not (args.out / "own.jsonl").is_file():  # takes minutes
+        model, tokenizer = load_backbone(find_backbone(args.backbone))
+        plain["own"] = own_text(model.to(args.device), tokenizer, counts["own"], args.seed)
     for name, written in plain.items():
         turns = ([{"role": "assistant", "content": text}] for text in written)
         write_lines(args.out / f"{name}.jsonl", ({"messages": messages} for messages in turns))
 
 
 def sentences(count: int, rng: random.Random, held_out: bool) -> Iterable[str]:
-    """Different sentences, of each rule in turn."""
+    """Different sentences, of each rule in turn; fewer than `count` where there are no more."""
     found: dict[str, None] = {}
-    while len(found) < count:
-        found[language.sample(RULES[len(found) % len(RULES)], rng, held_out)] = None
+    for number in range(50 * count):
+        found[language.sample(RULES[number % len(RULES)], rng, held_out)] = None
+        if len(found) == count:
+            break
     return list(found)
 
 
@@ -95,10 +102,10 @@ def plain_text(count: int, rng: random.Random) -> list[str]:
 def own_text(model, tokenizer, count: int, seed: int) -> list[str]:
     """Texts that the model goes on with from one of OPENINGS, each as likely as the model makes it."""
     torch.manual_seed(seed)
-    written = []
-    for start in range(0, count, BATCH):
-        openings = [OPENINGS[i % len(OPENINGS)] for i in range(start, min(start + BATCH, count))]
-        ids = tokenizer(openings, return_tensors="pt", padding=True, add_special_tokens=False)
+    written, batch = [], BATCH[model.device.type]
+    for start in range(0, count, batch):
+        openings = [OPENINGS[i % len(OPENINGS)] for i in range(start, min(start + batch, count))]
+        ids = tokenizer(openings, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
         drawn = model.generate(**ids, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=WRITTEN)
         written += [text.strip() for text in tokenizer.batch_decode(drawn, skip_special_tokens=True)]
     return written

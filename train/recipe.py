@@ -145,13 +145,17 @@ def load_processor(folder: str):
     return AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
-def load_model(recipe: ModelRecipe, seed: int):
-    """The model of a recipe. Raises ValueError if weights are missing, left over or of another shape."""
+def load_model(recipe: ModelRecipe, seed: int, device: torch.device | str = "cpu"):
+    """The model of a recipe; random weights are drawn on `device`, where billions take a second.
+
+    Raises ValueError if weights are missing, left over or of another shape.
+    """
     options = {"dtype": getattr(torch, recipe.dtype), "attn_implementation": recipe.attn_implementation}
     if recipe.from_scratch:
         transformers.set_seed(seed)
         config = AutoConfig.from_pretrained(recipe.model, local_files_only=True)
-        return AutoModelForCausalLM.from_config(config, **options)
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(config, **options)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             recipe.model, local_files_only=True, output_loading_info=True, **options

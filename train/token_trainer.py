@@ -10,6 +10,7 @@ import yaml
 from budget import needs_checkpointing
 from datasets import Dataset, concatenate_datasets
 from merge import save_model, whole_or_nothing
+from peft.tuners.lora import LoraLayer
 from recipe import (
     ModelRecipe,
     TrainingDefaults,
@@ -107,7 +108,8 @@ class ModalityMeter:
 
 
 class QuietTrainer:
-    """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint."""
+    """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint, adapters
+    without detours."""
 
     def _send_telemetry(self):
         """TRL reports every run to the hub. We send nothing unasked."""
@@ -117,6 +119,15 @@ class QuietTrainer:
         counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
         self._total_train_tokens = counts[-1] if counts else 0
         return super()._prepare_for_training(*arguments, **options)
+
+    def train(self, *arguments, **options):
+        if self.args.bf16:
+            # Autocast computes adapters in bfloat16; PEFT would first widen what goes into them to float32, for nothing.
+            # (peft.helpers.disable_input_dtype_casting fails on layers of trainable token rows.)
+            for module in self.model.modules():
+                if isinstance(module, LoraLayer):
+                    module.cast_input_dtype_enabled = False
+        return super().train(*arguments, **options)
 
     def _save_checkpoint(self, model, trial):
         with whole_or_nothing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
@@ -156,7 +167,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     packs_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps
     steps = -(-plan.packs_per_pass() // packs_per_step)
     record_settings(recipe, config, packs_per_step)
-    model = load_model(recipe, config.seed)
+    model = load_model(recipe, config.seed, "cpu" if is_sharded(config) else config.device)
     speed_up(model, recipe)
     rows = concatenate_datasets([rows for rows, _ in opened.values()])
     train = pack_dataset(rows, plan, config.max_steps * packs_per_step, recipe.learn)
