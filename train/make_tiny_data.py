@@ -12,8 +12,10 @@ skipped. `chat` also speaks replies and draws pictures that no code file holds, 
 import argparse
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import asdict, astuple
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ from processing_anygpt.tiny_world import language, pictures, tunes, voices
 from processing_anygpt.vocabulary import add_modality_tokens
 
 LISTENED = 10  # of so many tunes in C one is described
+UNEVEN = 2.5  # times as often as on average, or as rarely, at most
+INSTRUMENTS = frozenset(language.RULES["instrument"])
 ALIKE = 8  # speech codes that a code may be taken for
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
 
@@ -157,7 +161,31 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
     if "tonic" in data:
         in_c = data["tonic"] == tunes.TONICS[0]
         chosen = in_c if to_make else ~in_c | (np.arange(len(codes)) % LISTENED == 0)
-    return list(zip(data["caption"][chosen].tolist(), codes[chosen], strict=True))
+    items = list(zip(data["caption"][chosen].tolist(), codes[chosen], strict=True))
+    return balanced(items) if to_make and split == "train" and "tonic" in data else items
+
+
+def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """As many tunes, drawn so that on the instruments of the exam any two properties are together about as often as others.
+
+    Of six captions "... piano going down" two, sad both, are held out, and three of the other four are happy. Who plays
+    them as often as each other learns that a piano going down is happy.
+    """
+    known = [i for i, (caption, _) in enumerate(items) if language.parse_tune(caption).instrument in INSTRUMENTS]
+    captions = sorted({items[i][0] for i in known})
+    values = np.array([astuple(language.parse_tune(caption)) for caption in captions])  # [captions, properties]
+    pairs = [np.unique(values[:, list(two)], axis=0, return_inverse=True)[1] for two in combinations(range(4), 2)]
+    weights = np.ones(len(captions))
+    for _ in range(100):  # iterative proportional fitting: each pair of properties in turn gets even sums
+        for place in pairs:
+            weights /= np.bincount(place, weights)[place]
+        weights = np.clip(weights / weights.mean(), 1 / UNEVEN, UNEVEN)  # where too much is held out for even sums
+    weight_of = dict(zip(captions, weights, strict=True))
+    counts = Counter(items[i][0] for i in known)
+    share = np.array([weight_of[items[i][0]] / counts[items[i][0]] for i in known])
+    drawn = np.random.default_rng(0).choice(known, len(known), p=share / share.sum())
+    others = set(range(len(items))) - set(known)
+    return [items[i] for i in sorted([*drawn.tolist(), *others])]
 
 
 def voice_window(voice: str, by_voice: dict, rng: random.Random) -> np.ndarray:
@@ -250,13 +278,29 @@ def request(caption: str, rng: random.Random) -> str:
     """What is asked for to get it. Of a tune, most of the time, only some of what it is: "a sad tune on the flute".
 
     Of "a slow happy ... up" that is held out, a player has heard every neighbour, all of them sad: whole captions
-    teach it that slow guitars going up are sad. Fewer words teach it what each of them means.
+    teach it that slow guitars going up are sad. Fewer words teach it what each of them means; but not words that in
+    training decide what they don't say, such as "a slow tune on the guitar going up".
     """
     if " tune on " not in caption or rng.random() < 1 / 5:
         return caption
-    tune = language.parse_tune(caption)
-    parts = [tune.tempo, tune.mode, "tune", f"on the {tune.instrument}", f"going {tune.contour}"]
-    return " ".join(["a", *(part for part in parts if part == "tune" or rng.random() < 0.6)])
+    tune = asdict(language.parse_tune(caption))
+    said = {name: value for name, value in tune.items() if rng.random() < 0.6}
+    if not is_open(said):
+        return caption
+    wording = {"tempo": "{}", "mode": "{}", "instrument": "on the {}", "contour": "going {}"}
+    parts = {name: wording[name].format(value) for name, value in said.items()}
+    order = ("tempo", "mode", "tune", "instrument", "contour")
+    return " ".join(["a", *(parts.get(name, name) for name in order if name in said or name == "tune")])
+
+
+def is_open(said: dict[str, str]) -> bool:
+    """Whether training has a tune for each value of each property that is not said, together with what is."""
+    if said.get("instrument", "") in language.MORE_INSTRUMENTS:
+        return True
+    values = [[said[name]] if name in said else language.RULES[name] for name in ("tempo", "mode", "instrument", "contour")]
+    tunes_ = [language.Tune(*each) for each in product(*values)]
+    seen = [astuple(tune) for tune in tunes_ if not language.is_held_out(language.tune_caption(tune))]
+    return all({tune[i] for tune in seen} == set(options) for i, options in enumerate(values))
 
 
 def speak_turn(text, voice, codes, by_voice, rng) -> list[dict]:
