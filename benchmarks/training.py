@@ -121,7 +121,7 @@ class Clock(TrainerCallback):
 
 
 def ours(job: argparse.Namespace, folder: Path) -> dict:
-    """Our recipe of that size; several packs a step, as in the recipe, so that the optimizer's time counts as it does there."""
+    """Our recipe of that size, with several packs a step, so that the optimizer takes its usual share of the time."""
     lengths = row_lengths(40 * job.length, job.length)
     packs_per_step = job.packs * job.accumulate
     recipe = ROOT / "train" / "configs" / {"lora": "sft_7b_lora.yaml", "full": "sft_1b.yaml"}[job.kind]

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -94,6 +95,16 @@ def write_whole(path: Path, write) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """A compressed npz file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # to a name numpy would add a suffix
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)
 
 
 def shard_notes(path: Path) -> tuple[dict, list[dict]]:

@@ -3,6 +3,7 @@
 import importlib
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +123,32 @@ def test_only_answers_are_learned(rows):
 
 def test_a_request_for_a_tune_names_some_of_its_attributes(scripts):
     rng, make = random.Random(0), scripts("make_tiny_data")
-    asked = {make.request(TUNES[0], rng) for _ in range(300)}
-    assert len(asked) == 16  # every choice of the four
-    assert {"a tune", "a happy tune", "a slow tune on the flute going up", TUNES[0]} <= asked
+    asked = {make.request("a slow happy tune on the flute going up", rng) for _ in range(400)}
+    assert {"a tune", "a happy tune", "a happy tune on the flute", "a slow happy tune on the flute going up"} <= asked
     assert make.request(SCENES[0], rng) == SCENES[0]
+
+
+def test_a_request_leaves_out_only_what_training_leaves_open(scripts):
+    """Slow tunes on the guitar all go down in training: asked for so, a player would learn that slow guitars do."""
+    rng, make = random.Random(0), scripts("make_tiny_data")
+    captions = {language.sample("tune", rng) for _ in range(3000)}
+    assert not any("slow" in caption and "guitar" in caption and not caption.endswith("down") for caption in captions)
+    asked = {make.request(caption, rng) for caption in captions for _ in range(40)}
+    assert not {"a slow tune on the guitar", "a slow sad tune on the guitar"} & asked
+    assert {"a slow tune", "a tune on the guitar", "a sad tune on the guitar"} <= asked
+
+
+def test_tunes_to_play_pair_their_properties_evenly(scripts):
+    rng, make = random.Random(0), scripts("make_tiny_data")
+    items = [(language.sample("tune", rng), np.zeros(1)) for _ in range(6000)]
+    pairs = Counter(
+        (t.instrument, t.contour, t.mode)
+        for t in (language.parse_tune(caption) for caption, _ in make.balanced(items))
+    )
+    before = Counter((t.instrument, t.contour, t.mode) for t in (language.parse_tune(c) for c, _ in items))
+    down = [(counts["piano", "down", "sad"], counts["piano", "down", "happy"]) for counts in (before, pairs)]
+    assert down[0][0] / down[0][1] < 0.36 < down[1][0] / down[1][1]
+    assert sum(pairs.values()) == len(items)
 
 
 def test_description_is_of_the_same_scene(scripts):

@@ -16,7 +16,7 @@ from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
 
-ANSWERS = {"image": 1, "music": 6}  # different ones to each spoken request: tunes that fit a caption differ, pictures don't
+ANSWERS = {"image": 1, "music": 6}  # to each spoken request: many tunes fit a caption, but one picture
 SAYINGS = {"train": 500, "heldout": 8}  # requests to say something, and replies, for each voice
 
 

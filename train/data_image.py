@@ -13,7 +13,6 @@ they are to be drawn: jitter can be seen past, but to a painter it is noise that
 """
 
 import argparse
-import os
 import random
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from processing_anygpt.rows import write_npz  # noqa: E402
 from processing_anygpt.tiny_world import language, pictures  # noqa: E402
 
 # Training scenes of each kind, times --scale. There are but 72 single things: more of them are learnt by heart.
@@ -45,17 +45,11 @@ def training_picture(share: float, rng: random.Random) -> Image.Image:
     return pictures.draw(language.parse_scene(language.sample("picture", rng)), rng)
 
 
-def save_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Compressed and atomic: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
-
-
 def make_pictures(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
-    save_npz(args.out, pictures=np.stack([np.asarray(training_picture(args.crowded, rng)) for _ in range(args.count)]))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    made = [np.asarray(training_picture(args.crowded, rng)) for _ in range(args.count)]
+    write_npz(args.out, pictures=np.stack(made))
 
 
 def make_codes(args: argparse.Namespace) -> None:
@@ -77,7 +71,7 @@ def make_codes(args: argparse.Namespace) -> None:
 
     def save(split: str, captions: list[str]):
         codes, neat = encode(captions, rng), encode(captions, None)
-        save_npz(args.out / f"codes_{split}.npz", codes=codes, neat=neat, caption=np.array(captions))
+        write_npz(args.out / f"codes_{split}.npz", codes=codes, neat=neat, caption=np.array(captions))
 
     rng = random.Random(args.seed + 1)
     save("heldout", [language.sample(kind, rng, held_out=True) for kind in KINDS for _ in range(HELD_OUT)])

@@ -15,7 +15,6 @@ int8 [F].
 
 import argparse
 import functools
-import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,6 +24,7 @@ import numpy as np
 from settings import run_script
 
 from processing_anygpt.media import load_audio
+from processing_anygpt.rows import write_npz
 from processing_anygpt.tiny_world import language, voices
 
 HOP = 320  # samples in a frame
@@ -152,9 +152,7 @@ def save(path: Path, clips) -> str:
     audio = np.concatenate([audio for audio, _ in clips])
     unknown = [np.full(len(audio) // HOP, -1, np.int8) if phones is None else phones for audio, phones in clips]
     phones = np.concatenate(unknown)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, audio=audio, phones=phones)
-    os.replace(temporary, path)
+    write_npz(path, audio=audio, phones=phones)
     minutes = len(audio) / voices.SAMPLING_RATE / 60
     return f"{path}: {len(clips)} clips, {minutes:.1f} min, {(phones >= 0).mean():.2f} of the frames labelled"
 

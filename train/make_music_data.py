@@ -12,6 +12,7 @@ Needs tinysoundfont (pip install tinysoundfont) and a General MIDI sound font (D
 """
 
 import argparse
+import io
 import json
 import random
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
-from processing_anygpt.rows import write_whole  # noqa: E402
+from processing_anygpt.rows import write_npz, write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
 
 CLIPS_PER_FILE = 300
@@ -43,22 +44,14 @@ def render_clip(
     return tunes.render(notes, tune.instrument, sound_font), language.tune_caption(tune), notes
 
 
-def write_arrays(path: Path, write) -> None:
-    """`write_whole` for numpy, which gets an open file: to a name that it does not know it adds a suffix."""
-
-    def to(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            write(file)
-
-    write_whole(path, to)
-
-
 def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
     for first in range(0, args.clips, CLIPS_PER_FILE):
         count = min(CLIPS_PER_FILE, args.clips - first)
         clips = np.stack([render_clip(rng, args.sound_font)[0] for _ in range(count)])
         path = args.out / f"clips_{first // CLIPS_PER_FILE:03d}.npy"
-        write_arrays(path, lambda file: np.save(file, np.round(clips * 32767).astype(np.int16)))
+        buffer = io.BytesIO()
+        np.save(buffer, np.round(clips * 32767).astype(np.int16))
+        write_whole(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
         print(f"{path}: {count} clips", flush=True)
 
 
@@ -87,7 +80,7 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
             scores.append(notes)
             tonics.append(min(pitch for _, _, pitch in notes))  # a melody never goes below its tonic
         arrays = {"codes": np.stack(codes), "caption": np.array(captions), "tonic": np.array(tonics, dtype=np.uint8)}
-        write_arrays(args.out / f"codes_{name}.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_npz(args.out / f"codes_{name}.npz", **arrays)
         if held_out:
             write_whole(args.out / "notes_heldout.json", lambda temporary: temporary.write_text(json.dumps(scores)))
         print(

@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--voice", default="flite_slt", help="of processing_anygpt/tiny_world/voices.py")
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial")
     parser.add_argument("--parts", nargs="+", choices=list(COUNTS), default=list(COUNTS), help="default: all")
-    parser.add_argument("--device", choices=list(BATCH), default="cpu", help="on which the backbone writes (default: cpu)")
+    parser.add_argument("--device", choices=list(BATCH), default="cpu", help="for the backbone (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
     studio = Studio(args.out, "", random.Random(args.seed))

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from processing_anygpt.rows import write_npz, write_whole
 from processing_anygpt.tiny_world import language, voices
 
 RATE = voices.SAMPLING_RATE
@@ -170,11 +171,7 @@ def split(data) -> list[np.ndarray]:
 
 
 def save_codes(path: Path, codes, texts, labels, **more):
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(
-        temporary, codes=np.concatenate(codes, axis=1), offsets=offsets(codes), text=texts, voice=labels, **more
-    )
-    os.replace(temporary, path)
+    write_npz(path, codes=np.concatenate(codes, axis=1), offsets=offsets(codes), text=texts, voice=labels, **more)
     frames = sum(c.shape[1] for c in codes)
     print(
         f"{path}: {len(codes)} utterances, {frames / 50 / 3600:.2f} h, {path.stat().st_size / 1e6:.1f} MB", flush=True
@@ -185,9 +182,8 @@ def save_with_audio(path: Path, spoken, codec):
     import soundfile
 
     waves, texts, labels = zip(*spoken, strict=True)
-    temporary = path.with_suffix(".tmp.flac")
-    soundfile.write(temporary, np.concatenate(waves), RATE, subtype="PCM_16")
-    os.replace(temporary, path.with_suffix(".flac"))
+    wave = np.concatenate(waves)
+    write_whole(path.with_suffix(".flac"), lambda to: soundfile.write(to, wave, RATE, subtype="PCM_16", format="FLAC"))
     codes = encode(load_codec(codec), waves)
     save_codes(path.with_suffix(".npz"), codes, texts, labels, sample_offsets=offsets(waves))
 

@@ -10,11 +10,10 @@ skipped. `chat` also speaks replies and draws pictures that no code file holds, 
 """
 
 import argparse
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, fields
 from itertools import combinations, product
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_anygpt import AnyGPTConfig, ModalitySpec
 from processing_anygpt.conversation import render
+from processing_anygpt.rows import write_npz
 from processing_anygpt.tiny_world import language, pictures, tunes, voices
 from processing_anygpt.vocabulary import add_modality_tokens
 
@@ -120,9 +120,7 @@ class Rows:
         labelled = np.packbits(np.concatenate([np.asarray(labels) >= 0 for _, labels in rendered]))
         offsets = np.cumsum([0] + [len(row) for row, _ in rendered])
         path = self.folder / f"{task}_{split}.npz"
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez_compressed(temporary, ids=ids, labelled=labelled, offsets=offsets)
-        os.replace(temporary, path)
+        write_npz(path, ids=ids, labelled=labelled, offsets=offsets)
         size = path.stat().st_size / 1e6
         print(f"{path.name}: {len(rendered)} rows, {len(ids)} tokens, {size:.1f} MB", flush=True)
 
@@ -166,10 +164,10 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
 
 
 def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """As many tunes, drawn so that on the instruments of the exam any two properties are together about as often as others.
+    """As many tunes, drawn so that on the instruments of the exam all pairs of properties are about as frequent.
 
-    Of six captions "... piano going down" two, sad both, are held out, and three of the other four are happy. Who plays
-    them as often as each other learns that a piano going down is happy.
+    Of six captions "... piano going down" two, sad both, are held out; of the other four three are happy. Who plays
+    each as often as the other learns that a piano going down is happy.
     """
     known = [i for i, (caption, _) in enumerate(items) if language.parse_tune(caption).instrument in INSTRUMENTS]
     captions = sorted({items[i][0] for i in known})
@@ -289,17 +287,20 @@ def request(caption: str, rng: random.Random) -> str:
         return caption
     wording = {"tempo": "{}", "mode": "{}", "instrument": "on the {}", "contour": "going {}"}
     parts = {name: wording[name].format(value) for name, value in said.items()}
-    order = ("tempo", "mode", "tune", "instrument", "contour")
-    return " ".join(["a", *(parts.get(name, name) for name in order if name in said or name == "tune")])
+    parts["tune"] = "tune"
+    return " ".join(
+        ["a", *(parts[name] for name in ("tempo", "mode", "tune", "instrument", "contour") if name in parts)]
+    )
 
 
 def is_open(said: dict[str, str]) -> bool:
     """Whether training has a tune for each value of each property that is not said, together with what is."""
     if said.get("instrument", "") in language.MORE_INSTRUMENTS:
         return True
-    values = [[said[name]] if name in said else language.RULES[name] for name in ("tempo", "mode", "instrument", "contour")]
-    tunes_ = [language.Tune(*each) for each in product(*values)]
-    seen = [astuple(tune) for tune in tunes_ if not language.is_held_out(language.tune_caption(tune))]
+    names = [f.name for f in fields(language.Tune)]
+    values = [[said[name]] if name in said else language.RULES[name] for name in names]
+    completions = [language.Tune(*each) for each in product(*values)]
+    seen = [astuple(tune) for tune in completions if not language.is_held_out(language.tune_caption(tune))]
     return all({tune[i] for tune in seen} == set(options) for i, options in enumerate(values))
 
 

@@ -108,8 +108,8 @@ class ModalityMeter:
 
 
 class QuietTrainer:
-    """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint, adapters
-    without detours."""
+    """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint,
+    adapters without detours."""
 
     def _send_telemetry(self):
         """TRL reports every run to the hub. We send nothing unasked."""
@@ -122,7 +122,7 @@ class QuietTrainer:
 
     def train(self, *arguments, **options):
         if self.args.bf16:
-            # Autocast computes adapters in bfloat16; PEFT would first widen what goes into them to float32, for nothing.
+            # Autocast computes adapters in bfloat16; PEFT would first widen their input to float32, for nothing.
             # (peft.helpers.disable_input_dtype_casting fails on layers of trainable token rows.)
             for module in self.model.modules():
                 if isinstance(module, LoraLayer):
