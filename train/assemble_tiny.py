@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
 from processing_anygpt import AnyGPTProcessor
@@ -22,12 +22,12 @@ from processing_anygpt.tiny_world import language
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lm", required=True, help="output folder of train/lm.py")
+    parser.add_argument("--lm", required=True, nargs="+", help="output folder of train/lm.py; of several, their mean")
     parser.add_argument("--tokenizer", required=True, help="model folder of make_tiny_data.py")
     parser.add_argument("--presets", type=Path, default=Path(__file__).parent / "configs/tiny_generation.yaml")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.lm, dtype=torch.float32)
+    model = mean_of([AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in args.lm])
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     model.config.assign_token_ids(tokenizer)
     settings = yaml.safe_load(args.presets.read_text())
@@ -42,6 +42,14 @@ def main():
     AnyGPTProcessor(tokenizer, rows).save_pretrained(args.out)
     drop_code_copies(Path(args.out))
     print(f"{args.out}: {sum(f.stat().st_size for f in Path(args.out).rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+def mean_of(models: list[PreTrainedModel]) -> PreTrainedModel:
+    """The first model with the mean of all weights: runs that went on from one another agree better than each alone
+    (M. Wortsman et al. 2022, "Model soups")."""
+    states = [model.state_dict() for model in models]
+    models[0].load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
+    return models[0]
 
 
 def drop_code_copies(folder: Path):
