@@ -35,7 +35,7 @@ PHRASES = (
     "the <object> <when>",
 )  # fmt: skip
 PARAGRAPH = range(150, 900)  # characters
-COUNTS = {"phrases": 500, "sentences": 6000, "text": 500, "own": 12032, "heldout": 60}
+COUNTS = {"phrases": 500, "sentences": 6000, "text": 500, "own": 3008, "heldout": 60}
 OPENINGS = (
     "The", "A", "In", "When", "It", "There", "My", "We", "People", "After", "For", "One", "This", "If", "She", "He",
     "Most", "At", "Every", "To",
@@ -52,10 +52,13 @@ def main(words: list[str]) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial")
     parser.add_argument("--parts", nargs="+", choices=list(COUNTS), default=list(COUNTS), help="default: all")
     parser.add_argument("--device", choices=list(BATCH), default="cpu", help="for the backbone (default: cpu)")
+    parser.add_argument("--own", type=int, default=COUNTS["own"], help=f"own texts (default: {COUNTS['own']})")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU. Leave it out; the CPU takes minutes.")
     studio = Studio(args.out, "", random.Random(args.seed))
-    counts = {name: max(2, round(count * args.scale)) for name, count in COUNTS.items()}
+    counts = {name: max(2, round(count * args.scale)) for name, count in (COUNTS | {"own": args.own}).items()}
     heldout = sentences(counts["heldout"], studio.rng, held_out=True)
     texts = {"heldout": heldout, "phrases": phrases(counts["phrases"], studio.rng)}
     texts["sentences"] = sentences(counts["sentences"], studio.rng, held_out=False)
