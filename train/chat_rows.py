@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 import numpy as np
 from make_speech_data import PACE, encode
-from make_tiny_data import Rows, block, load_items, load_speech, turn, voice_window
+from make_tiny_data import Rows, block, even_weights, load_items, load_speech, turn, voice_window
 
 from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
 
-ANSWERS = {"image": 1, "music": 6}  # to each spoken request: many tunes fit a caption, but one picture
+TUNES = 6  # that answer a spoken request on average; a picture needs one answer, as it is neat
 SAYINGS = {"train": 500, "heldout": 8}  # requests to say something, and replies, for each voice
 
 
@@ -38,6 +38,7 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
     neat_of = draw(scenes, codecs.get("image_codec"), None)
     pictures_of = draw(scenes, codecs.get("image_codec"), rng)
 
+    how_often = even_weights({caption for caption in map(language.core, spoken_captions) if " tune on " in caption})
     spoken_draw, spoken_play, look, listen = [], [], [], []
     for text in spoken_captions:
         caption = language.core(text)
@@ -50,7 +51,7 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
         for voice, codes in utterances[text]:
             item = block(modality, rng.choice(met[caption]))
             if text != caption:  # a request: hear it, then draw or play it
-                for _ in range(ANSWERS[modality]):
+                for _ in range(round(TUNES * how_often[caption]) if modality == "music" else 1):
                     answer = block(modality, rng.choice(to_make[caption]))
                     made.append(turn([block("speech", codes)], [transcript(text), answer]))
             else:  # a caption: the spoken answer to a question about the item

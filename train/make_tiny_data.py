@@ -164,13 +164,23 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
 
 
 def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """As many tunes, drawn so that on the instruments of the exam all pairs of properties are about as frequent.
+    """As many tunes, those on the instruments of the exam drawn by `even_weights`."""
+    known = [i for i, (caption, _) in enumerate(items) if language.parse_tune(caption).instrument in INSTRUMENTS]
+    counts = Counter(items[i][0] for i in known)
+    weights = even_weights(counts)
+    share = np.array([weights[items[i][0]] / counts[items[i][0]] for i in known])
+    drawn = np.random.default_rng(0).choice(known, len(known), p=share / share.sum())
+    others = set(range(len(items))) - set(known)
+    return [items[i] for i in sorted([*drawn.tolist(), *others])]
+
+
+def even_weights(captions: Iterable[str]) -> dict[str, float]:
+    """How often to play each of these captions, 1 on average, so that all pairs of properties are about as frequent.
 
     Of six captions "... piano going down" two, sad both, are held out; of the other four three are happy. Who plays
     each as often as the other learns that a piano going down is happy.
     """
-    known = [i for i, (caption, _) in enumerate(items) if language.parse_tune(caption).instrument in INSTRUMENTS]
-    captions = sorted({items[i][0] for i in known})
+    captions = sorted(captions)
     values = np.array([astuple(language.parse_tune(caption)) for caption in captions])  # [captions, properties]
     pairs = [np.unique(values[:, list(two)], axis=0, return_inverse=True)[1] for two in combinations(range(4), 2)]
     weights = np.ones(len(captions))
@@ -178,12 +188,7 @@ def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]
         for place in pairs:
             weights /= np.bincount(place, weights)[place]
         weights = np.clip(weights / weights.mean(), 1 / UNEVEN, UNEVEN)  # where too much is held out for even sums
-    weight_of = dict(zip(captions, weights, strict=True))
-    counts = Counter(items[i][0] for i in known)
-    share = np.array([weight_of[items[i][0]] / counts[items[i][0]] for i in known])
-    drawn = np.random.default_rng(0).choice(known, len(known), p=share / share.sum())
-    others = set(range(len(items))) - set(known)
-    return [items[i] for i in sorted([*drawn.tolist(), *others])]
+    return dict(zip(captions, weights.tolist(), strict=True))
 
 
 def voice_window(voice: str, by_voice: dict, rng: random.Random) -> np.ndarray:
