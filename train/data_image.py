@@ -47,7 +47,7 @@ def training_picture(share: float, rng: random.Random) -> Image.Image:
 
 def make_pictures(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # better now than after the work
     made = [np.asarray(training_picture(args.crowded, rng)) for _ in range(args.count)]
     write_npz(args.out, pictures=np.stack(made))
 
@@ -56,6 +56,7 @@ def make_codes(args: argparse.Namespace) -> None:
     import torch
     from diffusers import VQModel
 
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     codec = VQModel.from_pretrained(args.codec).eval()
 

@@ -10,6 +10,7 @@ skipped. `chat` also speaks replies and draws pictures that no code file holds, 
 """
 
 import argparse
+import functools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -30,7 +31,6 @@ from processing_anygpt.vocabulary import add_modality_tokens
 
 LISTENED = 10  # of so many tunes in C one is described
 UNEVEN = 2.5  # times as often as on average, or as rarely, at most
-INSTRUMENTS = frozenset(language.RULES["instrument"])
 ALIKE = 8  # speech codes that a code may be taken for
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
 
@@ -159,13 +159,13 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
     if "tonic" in data:
         in_c = data["tonic"] == tunes.TONICS[0]
         chosen = in_c if to_make else ~in_c | (np.arange(len(codes)) % LISTENED == 0)
-    items = list(zip(data["caption"][chosen].tolist(), codes[chosen], strict=True))
-    return balanced(items) if to_make and split == "train" and "tonic" in data else items
+    return list(zip(data["caption"][chosen].tolist(), codes[chosen], strict=True))
 
 
 def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
     """As many tunes, those on the instruments of the exam drawn by `even_weights`."""
-    known = [i for i, (caption, _) in enumerate(items) if language.parse_tune(caption).instrument in INSTRUMENTS]
+    instruments = [language.parse_tune(caption).instrument for caption, _ in items]
+    known = [i for i, instrument in enumerate(instruments) if instrument not in language.MORE_INSTRUMENTS]
     counts = Counter(items[i][0] for i in known)
     weights = even_weights(counts)
     share = np.array([weights[items[i][0]] / counts[items[i][0]] for i in known])
@@ -222,8 +222,10 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
                 turn([instruction(modality, "text", rng), block(modality, codes)], [text])
                 for text, codes in items if split == "heldout" or not language.is_held_out(text)
             ))  # fmt: skip
-            made = [(instruction("text", modality, rng, request(text, rng)), codes)
-                    for text, codes in load_items(folder, split, to_make=True)]  # fmt: skip
+            items = load_items(folder, split, to_make=True)
+            if modality == "music" and split == "train":
+                items = balanced(items)
+            made = [(instruction("text", modality, rng, request(text, rng)), codes) for text, codes in items]
             rows.write(make, split, (turn([asked], [block(modality, codes)]) for asked, codes in made))
             if split == "train":
                 read_back_rows(rows, make, modality, made)
@@ -286,27 +288,29 @@ def request(caption: str, rng: random.Random) -> str:
     """
     if " tune on " not in caption or rng.random() < 1 / 5:
         return caption
-    tune = asdict(language.parse_tune(caption))
-    said = {name: value for name, value in tune.items() if rng.random() < 0.6}
+    tune = language.parse_tune(caption)
+    said = {name: value for name, value in asdict(tune).items() if rng.random() < 0.6}
     if not is_open(said):
         return caption
-    wording = {"tempo": "{}", "mode": "{}", "instrument": "on the {}", "contour": "going {}"}
-    parts = {name: wording[name].format(value) for name, value in said.items()}
-    parts["tune"] = "tune"
-    return " ".join(
-        ["a", *(parts[name] for name in ("tempo", "mode", "tune", "instrument", "contour") if name in parts)]
-    )
+    parts = {"tempo": tune.tempo, "mode": tune.mode, "tune": "tune"}
+    parts |= {"instrument": f"on the {tune.instrument}", "contour": f"going {tune.contour}"}
+    return " ".join(["a", *(words for name, words in parts.items() if name in said or name == "tune")])
 
 
 def is_open(said: dict[str, str]) -> bool:
     """Whether training has a tune for each value of each property that is not said, together with what is."""
-    if said.get("instrument", "") in language.MORE_INSTRUMENTS:
+    if said.get("instrument") in language.MORE_INSTRUMENTS:
         return True
-    names = [f.name for f in fields(language.Tune)]
-    values = [[said[name]] if name in said else language.RULES[name] for name in names]
-    completions = [language.Tune(*each) for each in product(*values)]
-    seen = [astuple(tune) for tune in completions if not language.is_held_out(language.tune_caption(tune))]
-    return all({tune[i] for tune in seen} == set(options) for i, options in enumerate(values))
+    fitting = [tune for tune in seen_tunes() if said.items() <= tune.items()]
+    left = [f.name for f in fields(language.Tune) if f.name not in said]
+    return all({tune[name] for tune in fitting} == set(language.RULES[name]) for name in left)
+
+
+@functools.cache
+def seen_tunes() -> list[dict[str, str]]:
+    """The properties of every tune on the instruments of the exam that training may hold."""
+    every = (language.Tune(*each) for each in product(*(language.RULES[f.name] for f in fields(language.Tune))))
+    return [asdict(tune) for tune in every if not language.is_held_out(language.tune_caption(tune))]
 
 
 def speak_turn(text, voice, codes, by_voice, rng) -> list[dict]:
