@@ -25,10 +25,11 @@ from modeling_anygpt.codecs import SoundStormModel, SpectralCodecModel, SpeechTo
 from processing_anygpt.tiny_world import voices
 
 TRAIN = Path(__file__).parents[1] / "train"
-SCRIPTS = ("codec_speech", "soundstorm", "codec_image", "codec_music")
+SCRIPTS = ("codec_speech", "codec_decoder", "soundstorm", "codec_image", "codec_music")
 TOY = {
     "codec_speech": "--warm 1 --batch 2 --frames 6 --heldout 20 --n_filters 2 --dimension 40 --semantic_dimension 40 "
     "--codebook_size 16 --num_codebooks 3",
+    "codec_decoder": "--adversary_from 1 --adversary_width 2 --batch 2 --frames 14 --heldout 20",
     "soundstorm": "--batch 2 --frames 60 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2",
     "codec_image": "--warm 1 --batch 2 --heldout 2 --codes 8 --embed_dim 4 --widths 4 8",
     "codec_music": "--warm 1 --batch 2 --frames 4 --heldout 1 --codebook_size 16 --codebook_dim 8 --hidden_size 8 "
@@ -77,6 +78,7 @@ def data(tmp_path_factory) -> Path:
 def command(name: str, data: Path, out: Path, more: str = "") -> list[str]:
     inputs = {
         "codec_image": f"--data {data / 'pictures.npz'}",
+        "codec_decoder": f"--data {data} --codec {data / 'codec'}",
         "soundstorm": f"--data {data} --codec {data / 'codec'}",
     }
     words = f"{TRAIN}/configs/{name}.yaml {inputs.get(name, f'--data {data}')} --out {out} {TOY[name]} --log_every 3"
@@ -138,7 +140,7 @@ def test_two_steps_leave_a_codec_and_samples(name, script, data, tmp_path):
     assert codec.dtype == torch.float32
     (weights,) = (tmp_path / "out").glob("*.safetensors")
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
-    if name == "codec_speech":
+    if name in ("codec_speech", "codec_decoder"):
         assert codec.encode(torch.zeros(1, 6400)).shape == (1, 3, 20)
     elif name == "codec_music":
         assert codec.encode(torch.zeros(1, 6400)).shape == (1, 2, 10)
@@ -154,6 +156,16 @@ def test_two_steps_leave_a_codec_and_samples(name, script, data, tmp_path):
     if name != "codec_image":
         sound, rate = soundfile.read(samples / "step_000002.wav")
         assert rate == 16000 and 0 < np.abs(sound).max() <= 1
+
+
+def test_a_sharper_decoder_reads_the_same_codes(script, data, tmp_path):
+    script("codec_decoder").main(command("codec_decoder", data, tmp_path / "out", "--steps 3"))
+    before, after = (SpeechTokenizerModel.from_pretrained(folder).eval() for folder in (data / "codec", tmp_path / "out"))
+    before = before.half().float()  # as the codec is written
+    wave = torch.randn(1, 6400)
+    codes = before.encode(wave)
+    assert torch.equal(after.encode(wave), codes)
+    assert not torch.equal(after.decode(codes), before.decode(codes))
 
 
 def test_decoder_steps_leave_the_codes_alone(script, data, tmp_path):

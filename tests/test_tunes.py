@@ -1,6 +1,8 @@
 """The tunes of the tiny world: melodies fit their captions, renders play the notes (skipped without a sound font)."""
 
 import random
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +27,51 @@ def test_words_are_those_of_the_captions():
         ("contour", tunes.CONTOURS),
     ):
         assert list(known) == language.RULES[field]
-    assert list(tunes.MORE_INSTRUMENTS) == language.MORE_INSTRUMENTS
-    assert tunes.MORE_INSTRUMENTS.keys().isdisjoint(tunes.INSTRUMENTS)
+    for field, more in (
+        ("instrument", tunes.MORE_INSTRUMENTS),
+        ("tempo", tunes.MORE_TEMPOS),
+        ("mode", tunes.MORE_MODES),
+        ("contour", tunes.MORE_CONTOURS),
+    ):
+        assert list(more) == language.MORE_TUNES[field]
+        assert not set(more) & set(language.RULES[field])
 
 
-def test_instruments_of_training_alone_are_played_there_and_nowhere_else(monkeypatch):
+def test_what_only_training_holds_is_played_there_and_nowhere_else(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "train")
     from make_music_data import render_clip
 
     monkeypatch.setattr(tunes, "render", lambda notes, instrument, font: instrument)
-    clips = [render_clip(random.Random(i), "", tonic=60, others=True) for i in range(100)]
-    assert {played for played, _, _ in clips} == set(language.MORE_INSTRUMENTS)
-    assert all(language.parse_tune(caption).instrument == played for played, caption, _ in clips)
-    assert all(render_clip(random.Random(i), "")[0] in language.RULES["instrument"] for i in range(50))
+
+    def clips(count: int, **more) -> list[dict]:
+        made = [render_clip(random.Random(i), "", **more) for i in range(count)]
+        assert all(language.parse_tune(caption).instrument == played for played, caption, _ in made)
+        return [asdict(language.parse_tune(caption)) for _, caption, _ in made]
+
+    others = clips(300, tonic=60, others=True)
+    for name, more in language.MORE_TUNES.items():
+        assert {tune[name] for tune in others} == {*language.RULES[name], *more}
+    assert all(any(tune[name] in more for name, more in language.MORE_TUNES.items()) for tune in others)
+    assert all(tune[name] in language.RULES[name] for tune in clips(50) for name in language.MORE_TUNES)
+
+
+@pytest.mark.parametrize("contour", language.MORE_TUNES["contour"])
+def test_melodies_that_only_training_holds_fit_their_captions(contour):
+    rng = random.Random(4)
+    for tempo, mode in product([*tunes.TEMPOS, *tunes.MORE_TEMPOS], [*tunes.MODES, *tunes.MORE_MODES]):
+        notes = tunes.notes(language.Tune(tempo, mode, "harp", contour), rng, tonic=60)
+        pitches = [pitch for _, _, pitch in notes]
+        assert len(notes) == round(4.8 / (tunes.TEMPOS | tunes.MORE_TEMPOS)[tempo])
+        assert min(pitches) == 60 and max(pitches) <= 72
+        assert {pitch - 60 for pitch in pitches} & {3, 4, 8, 9} == {
+            "happy": {4, 9}, "sad": {3, 8}, "brave": {3, 9}, "strange": {4, 8}
+        }[mode]  # fmt: skip
+        half = len(pitches) // 2
+        if contour == "down and up":
+            assert pitches[0] == pitches[-1] == 72
+        else:
+            ends = [(pitches[0], pitches[half - 1]), (pitches[half], pitches[-1])]
+            assert all(b > a if contour == "up twice" else b < a for a, b in ends)
 
 
 @pytest.mark.parametrize("tune", ALL, ids=language.tune_caption)
@@ -71,8 +105,8 @@ def test_melodies_vary_and_repeat_with_the_seed():
 
 
 def test_unknown_words_are_named():
-    with pytest.raises(ValueError, match="'brisk'; known: slow, steady, fast"):
-        tunes.notes(language.Tune("brisk", "sad", "flute", "up"), random.Random(0))
+    with pytest.raises(ValueError, match="'hasty'; known: slow, steady, fast"):
+        tunes.notes(language.Tune("hasty", "sad", "flute", "up"), random.Random(0))
     with pytest.raises(ValueError, match="'kazoo'; known: piano"):
         tunes.render([(0.0, 1.0, 60)], "kazoo", str(SOUND_FONT))
 

@@ -10,13 +10,15 @@ from collections.abc import Iterable
 
 import numpy as np
 from make_speech_data import PACE, encode
-from make_tiny_data import Rows, block, even_weights, load_items, load_speech, turn, voice_window
+from make_tiny_data import Rows, block, even_weights, load_items, load_speech, request, turn, voice_window
 
 from processing_anygpt import codec_io
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.tiny_world import language, pictures, voices
+from processing_anygpt.vocabulary import RESPONSE
 
 TUNES = 6  # that answer a spoken request on average; a picture needs one answer, as it is neat
+TOLD = 15_000  # tunes
 SAYINGS = {"train": 500, "heldout": 8}  # requests to say something, and replies, for each voice
 
 
@@ -66,9 +68,27 @@ def chat_rows(rows: Rows, args, split: str, rng: random.Random):
     rows.write("spoken_play", split, spoken_play)
     rows.write("look", split, look)
     rows.write("listen", split, listen)
+    if split == "train":
+        told_play_rows(rows, utterances, playable)
     speech_codec = codecs.get("speech_codec")
     rows.write("spoken_say", split, sayings(by_voice, speech_codec, split, rng))
     rows.write("questions", split, small_talk(utterances, by_voice, rng))
+
+
+def told_play_rows(rows: Rows, utterances: dict, playable: dict):
+    """Tunes by the transcript alone: the recording before it says something else. Of what nobody speaks, too.
+
+    Who answers few spoken requests, each heard often, learns which recording goes with which tune.
+    """
+    rng = random.Random("told")
+    recordings = [codes for said in utterances.values() for _, codes in said]
+    captions = sorted(playable)
+    made = []
+    for caption in rng.choices(captions, weights=[len(playable[c]) ** 0.5 for c in captions], k=TOLD):
+        asked = caption if rng.random() < 1 / 2 else request(caption, rng)
+        heard = transcript(f"{rng.choice(language.RULES['play'])} {asked}")
+        made.append(turn([block("speech", rng.choice(recordings))], [heard, block("music", rng.choice(playable[caption]))]))
+    rows.write("told_play", "train", made, learned_after=RESPONSE)
 
 
 def transcript(text: str) -> dict:

@@ -63,18 +63,18 @@ class Clips:
     heldout: torch.Tensor  # float [N, heldout * hop], N <= 4
 
 
-def load_clips(recipe: Recipe, hop: int, device: torch.device) -> Clips:
+def load_clips(recipe: Recipe, teacher: str | None, hop: int, device: torch.device) -> Clips:
     files = sorted(recipe.data.glob("clips_*.npz"))
     if not files:
         raise ValueError(f"No clips_*.npz in {recipe.data}: make them with train/make_codec_data.py.")
     audio, targets, heldout = [], [], []
     for file in files:
         target = None
-        if recipe.teacher == "phones":
+        if teacher == "phones":
             sound, target = read_arrays(file, "audio", "phones")
         else:
             (sound,) = read_arrays(file, "audio")
-        if recipe.teacher == "features":
+        if teacher == "features":
             target = np.load(file.with_name(file.name.replace("clips_", "features_", 1)).with_suffix(".npy"))
         frames = len(sound) // hop
         if sound.dtype != np.int16 or len(sound) % hop or target is not None and len(target) != frames:
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
     recipe, sizes, settings = parse((Recipe, Sizes, RunSettings), argv, __doc__)
     config = SpeechTokenizerConfig(**asdict(sizes))
     run = Run(settings, recipe, sizes)
-    clips = load_clips(recipe, config.hop_length, run.device)
+    clips = load_clips(recipe, recipe.teacher, config.hop_length, run.device)
     teacher = make_teacher(recipe, clips.targets, config.semantic_dimension, run.device)
     model = SpeechTokenizerModel(config).to(run.device).train()
     adversary, mel = Adversary().to(run.device), MelLoss(config.sampling_rate).to(run.device)

@@ -6,7 +6,7 @@
 The first writes OUT/clips_000.npy ... int16 [N, 80000], 5 s clips at 16 kHz, up to 300 (48 MB) in a file. Captions are
 those of the training side of the split (`language.is_held_out`): the codec has not heard the held-out combinations.
 The second writes OUT/codes_train.npz (`codes` uint16 [N, 2, 125], `caption` and `tonic`, MIDI, [N]; some
-are of instruments that only training holds), OUT/codes_heldout.npz, the same for 200 clips of held-out captions, and
+are such as only training holds), OUT/codes_heldout.npz, the same for 200 clips of held-out captions, and
 OUT/notes_heldout.json, the notes [[onset s, offset s, pitch], ...] of each.
 Needs tinysoundfont (pip install tinysoundfont) and a General MIDI sound font (Debian: timgm6mb-soundfont).
 """
@@ -36,12 +36,19 @@ def render_clip(
     rng: random.Random, sound_font: str, held_out: bool = False, tonic: int | None = None, others: bool = False
 ) -> tuple[np.ndarray, str, list]:
     """One random clip: float32 [80000], its caption, its notes. `tonic`: MIDI pitch of its key, None draws one.
-    `others`: on an instrument that only training holds."""
-    tune = language.parse_tune(language.sample("tune", rng, held_out))
-    if others:
-        tune = replace(tune, instrument=rng.choice(language.MORE_INSTRUMENTS))
+    `others`: with properties that only training holds."""
+    tune = language.parse_tune(other_tune(rng) if others else language.sample("tune", rng, held_out))
     notes = tunes.notes(tune, rng, tonic)
     return tunes.render(notes, tune.instrument, sound_font), language.tune_caption(tune), notes
+
+
+def other_tune(rng: random.Random) -> str:
+    """A caption in which every property is one that only training holds or not, but not all as in the exam."""
+    while True:
+        tune = language.parse_tune(language.expand("tune", rng))
+        more = {name: rng.choice(words) for name, words in language.MORE_TUNES.items() if rng.random() < 0.4}
+        if more:
+            return language.tune_caption(replace(tune, **more))
 
 
 def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
@@ -94,7 +101,7 @@ def main() -> None:
     parser.add_argument("--sound-font", required=True)
     parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--clips-in-c", type=int, default=0, help="more of them, for --codec: those to be played")
-    parser.add_argument("--clips-on-others", type=int, default=0, help="more in C, on instruments of training alone")
+    parser.add_argument("--clips-on-others", type=int, default=0, help="more in C, such as only training holds")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--codec", help="folder of a music codec: write its codes instead of clips")
     parser.add_argument("--seed", type=int, default=0)

@@ -111,13 +111,19 @@ class Rows:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model")
         self.modalities = AnyGPTConfig.from_pretrained(out / "model").modalities
 
-    def write(self, task: str, split: str, conversations):
-        """`conversations`: iterable of message lists -> TASK_SPLIT.npz."""
+    def write(self, task: str, split: str, conversations, learned_after: str | None = None):
+        """`conversations`: iterable of message lists -> TASK_SPLIT.npz. Of a row, what follows the token
+        `learned_after` is learned, or every assistant turn."""
         rendered = [render(messages, self.tokenizer, self.modalities) for messages in conversations]
         if not rendered:
             return
         ids = np.concatenate([np.asarray(row, dtype=np.uint16) for row, _ in rendered])
-        labelled = np.packbits(np.concatenate([np.asarray(labels) >= 0 for _, labels in rendered]))
+        learned = [np.asarray(labels) >= 0 for _, labels in rendered]
+        if learned_after:
+            marker = self.tokenizer.convert_tokens_to_ids(learned_after)
+            for (row, _), each in zip(rendered, learned, strict=True):
+                each[: row.index(marker) + 1] = False
+        labelled = np.packbits(np.concatenate(learned))
         offsets = np.cumsum([0] + [len(row) for row, _ in rendered])
         path = self.folder / f"{task}_{split}.npz"
         write_npz(path, ids=ids, labelled=labelled, offsets=offsets)
@@ -163,9 +169,8 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
 
 
 def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """As many tunes, those on the instruments of the exam drawn by `even_weights`."""
-    instruments = [language.parse_tune(caption).instrument for caption, _ in items]
-    known = [i for i, instrument in enumerate(instruments) if instrument not in language.MORE_INSTRUMENTS]
+    """As many tunes, those that the exam could hold drawn by `even_weights`."""
+    known = [i for i, (caption, _) in enumerate(items) if is_of_the_exam(asdict(language.parse_tune(caption)))]
     counts = Counter(items[i][0] for i in known)
     weights = even_weights(counts)
     share = np.array([weights[items[i][0]] / counts[items[i][0]] for i in known])
@@ -299,11 +304,16 @@ def request(caption: str, rng: random.Random) -> str:
 
 def is_open(said: dict[str, str]) -> bool:
     """Whether training has a tune for each value of each property that is not said, together with what is."""
-    if said.get("instrument") in language.MORE_INSTRUMENTS:
+    if not is_of_the_exam(said):
         return True
     fitting = [tune for tune in seen_tunes() if said.items() <= tune.items()]
     left = [f.name for f in fields(language.Tune) if f.name not in said]
     return all({tune[name] for tune in fitting} == set(language.RULES[name]) for name in left)
+
+
+def is_of_the_exam(said: dict[str, str]) -> bool:
+    """Whether no property is one that only training holds."""
+    return not any(word in language.MORE_TUNES[name] for name, word in said.items())
 
 
 @functools.cache

@@ -109,7 +109,7 @@ class ModalityMeter:
 
 class QuietTrainer:
     """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint,
-    adapters without detours."""
+    autocast without detours."""
 
     def _send_telemetry(self):
         """TRL reports every run to the hub. We send nothing unasked."""
@@ -122,6 +122,7 @@ class QuietTrainer:
 
     def train(self, *arguments, **options):
         if self.args.bf16:
+            self.model.get_input_embeddings().register_forward_hook(narrow)
             # Autocast computes adapters in bfloat16; PEFT would first widen their input to float32, for nothing.
             # (peft.helpers.disable_input_dtype_casting fails on layers of trainable token rows.)
             for module in self.model.modules():
@@ -132,6 +133,14 @@ class QuietTrainer:
     def _save_checkpoint(self, model, trial):
         with whole_or_nothing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
+
+
+def narrow(embedding, ids, vectors: torch.Tensor) -> torch.Tensor:
+    """A forward hook of the embedding. Under autocast the sum that runs past the layers stays float32 as the embedding
+    made it, and with it every norm, every addition and the rotation of queries and keys: here it becomes what it is in
+    a bfloat16 model. Weights, their gradients and the optimizer stay float32."""
+    device = vectors.device.type
+    return vectors.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else vectors
 
 
 class TokenTrainer(QuietTrainer, SFTTrainer):

@@ -74,12 +74,16 @@ RULES: dict[str, list[str]] = {
     "listen": ["what is this tune", "tell me about this tune"],
 }
 
-# Instruments of tunes that only training holds: with six of them, of which "slow guitar" is met in two ways, a player
-# learns these by heart; with eighteen it learns what "slow" is. Nobody speaks of them.
-MORE_INSTRUMENTS = [
-    "harp", "banjo", "cello", "oboe", "clarinet", "saxophone", "xylophone", "vibraphone", "celesta", "sitar", "koto",
-    "kalimba",
-]  # fmt: skip
+# What tunes are like that only training holds. Of 93 captions a player learns each by heart: three in four of those of a
+# piano going down are happy, so for it a piano going down is happy. Of two thousand it learns what each word means.
+# Nobody speaks of these.
+MORE_TUNES: dict[str, list[str]] = {
+    "tempo": ["lazy", "brisk", "rushing"],
+    "mode": ["brave", "strange"],
+    "instrument": ["harp", "banjo", "cello", "oboe", "clarinet", "saxophone", "xylophone", "vibraphone", "celesta",
+                   "sitar", "koto", "kalimba"],
+    "contour": ["down and up", "up twice", "down twice"],
+}  # fmt: skip
 
 # What is spoken in training and evaluation, with its share. Captions alone are spoken too: they are spoken answers.
 SPOKEN_MIX: dict[str, float] = {
@@ -238,8 +242,7 @@ def parse_tune(caption: str) -> Tune:
     pattern = "a (\\w+) (\\w+) tune on the (\\w+) going ([\\w ]+)"
     match = re.fullmatch(pattern, caption)
     names = ("tempo", "mode", "instrument", "contour")
-    known = RULES | {"instrument": RULES["instrument"] + MORE_INSTRUMENTS}
-    if not match or any(word not in known[name] for name, word in zip(names, match.groups())):
+    if not match or any(word not in RULES[name] + MORE_TUNES[name] for name, word in zip(names, match.groups())):
         raise ValueError(
             f"Not a tune caption of the tiny world: {caption!r}. Example: 'a slow sad tune on the flute going up'."
         )

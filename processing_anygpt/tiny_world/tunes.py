@@ -1,11 +1,11 @@
-"""Tunes of anygpt-tiny's world: monophonic, 5 s, six General MIDI instruments.
+"""Tunes of anygpt-tiny's world: monophonic, 5 s, on General MIDI instruments.
 
 A `language.Tune` holds what a caption says (instrument, tempo, mode, contour); `notes` draws one of the many melodies
 that fit it; `render` plays the notes through a sound font. Only `render` needs a package beyond numpy and Python
 (tinysoundfont) and a sound font, for example TimGM6mb.sf2 of Debian's `timgm6mb-soundfont`.
 
-Every melody starts and ends on the tonic, stays inside one octave and touches the third and the sixth, the degrees
-in which major and natural minor differ, so that its mode can be heard.
+Every melody stays inside one octave, starts and ends on the tonic (of those that only training holds, some on the
+sixth) and touches the third and the sixth, the degrees in which the modes differ, so that its mode can be heard.
 """
 
 import random
@@ -26,9 +26,13 @@ MORE_INSTRUMENTS = {
 }  # fmt: skip
 # Note lengths in seconds: whole numbers of 40 ms code frames, and each divides the 4.8 s that are played.
 TEMPOS = {"slow": 0.80, "steady": 0.48, "fast": 0.32}
+MORE_TEMPOS = {"lazy": 0.60, "brisk": 0.40, "rushing": 0.24}
 PLAYED_SECONDS = 4.8  # the last 0.2 s let the last note ring out
 MODES = {"happy": (0, 2, 4, 5, 7, 9, 11), "sad": (0, 2, 3, 5, 7, 8, 10)}  # major, natural minor (semitones)
+# Dorian and Mixolydian with a minor sixth: of two thirds and two sixths, the other two pairs.
+MORE_MODES = {"brave": (0, 2, 3, 5, 7, 9, 10), "strange": (0, 2, 4, 5, 7, 8, 10)}
 CONTOURS = ("up", "down", "up and down")
+MORE_CONTOURS = ("down and up", "up twice", "down twice")
 TONICS = (60, 62, 64, 65, 67)  # C4 D4 E4 F4 G4 (MIDI)
 
 _THIRD, _SIXTH, _OCTAVE = 2, 5, 7  # scale degrees, the tonic is 0
@@ -43,26 +47,33 @@ def notes(tune: Tune, rng: random.Random, tonic: int | None = None) -> list[tupl
     Raises:
         ValueError: a tempo, mode or contour that the tiny world doesn't know.
     """
-    for field, known in (("tempo", TEMPOS), ("mode", MODES), ("contour", CONTOURS)):
+    tempos, modes = TEMPOS | MORE_TEMPOS, MODES | MORE_MODES
+    for field, known in (("tempo", tempos), ("mode", modes), ("contour", CONTOURS + MORE_CONTOURS)):
         if getattr(tune, field) not in known:
             raise ValueError(f"Got {field} {getattr(tune, field)!r}; known: {', '.join(known)}.")
-    length = TEMPOS[tune.tempo]
-    count = round(PLAYED_SECONDS / length)  # 6, 10 or 15 notes
+    length = tempos[tune.tempo]
+    count = round(PLAYED_SECONDS / length)  # 6 to 20 notes
     tonic = rng.choice(TONICS) if tonic is None else tonic
-    scale = MODES[tune.mode]
+    scale = modes[tune.mode]
     pitches = [tonic + scale[d % 7] + 12 * (d // 7) for d in _degrees(tune.contour, count, rng)]
     return [(round(i * length, 2), round((i + 1) * length, 2), p) for i, p in enumerate(pitches)]
 
 
 def _degrees(contour: str, count: int, rng: random.Random) -> list[int]:
     """Scale degrees (0 tonic, 7 its octave) of a melody of `count` notes."""
+    half = count // 2
     while True:
         if contour == "up and down":
-            half = count // 2
             peak = rng.choice((_SIXTH, _OCTAVE))
             rise = _climb(peak, half, rng)
             fall = _climb(peak, count - 1 - half, rng)
             degrees = rise + fall[-2::-1]
+        elif contour == "down and up":
+            fall = _climb(_OCTAVE, half, rng)
+            degrees = fall[::-1] + _climb(_OCTAVE, count - 1 - half, rng)[1:]
+        elif contour in ("up twice", "down twice"):
+            first, second = (_climb(rng.choice((_SIXTH, _OCTAVE)), n - 1, rng) for n in (half, count - half))
+            degrees = first + second if contour == "up twice" else first[::-1] + second[::-1]
         else:
             degrees = _climb(_OCTAVE, count - 1, rng)
             if contour == "down":
