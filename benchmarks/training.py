@@ -42,7 +42,7 @@ from processing_anygpt.rows import finish, make_row, shard_name, vocabulary_fing
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "modeling_anygpt" / "pretrained" / "anygpt_tiny"
-VOCABULARY = 49_420  # rows of the released chat model
+VOCABULARY = 49_472  # 49,420 rows of the released chat model, rounded up as `anygpt init` does
 # hidden, intermediate, layers, heads, key-value heads; LLaMA-2 7B and TinyLlama 1.1B
 SIZES = {"7b": (4096, 11008, 32, 32, 32), "1b": (2048, 5632, 22, 32, 4), "toy": (64, 128, 2, 4, 4)}
 # Share of the ids, shortest and longest row: interleaved text, captions with 32 codes, 10-20 s and 1-18 s of speech,
@@ -136,7 +136,7 @@ def ours(job: argparse.Namespace, folder: Path) -> dict:
         f"--gradient_accumulation_steps={job.accumulate}",
         "--disable_tqdm=true",
         "--logging_steps=1",
-        "--dataloader_num_workers=0",
+        f"--checkpointing={job.checkpointing}",
     ]
     line += [f"--attn_implementation={job.attention}", f"--liger={job.liger}", f"--use_cpu={job.cpu}"]
     line += [f"--per_device_train_batch_size={job.packs}", f"--bf16={not job.cpu}"]
@@ -266,6 +266,7 @@ def main():
     parser.add_argument("--warm-up", type=int, default=5, help="steps that are not timed")
     parser.add_argument("--attention", default="flash_attention_4", help="ours; sdpa needs no extra package")
     parser.add_argument("--liger", type=json.loads, default=True, help="true or false: Liger's kernels, ours")
+    parser.add_argument("--checkpointing", default="auto", choices=["auto", "on", "off"], help="ours, as in recipes")
     parser.add_argument("--compile", help="ours: compile the layers, for example with inductor")
     parser.add_argument("--run", choices=["ours", "plain", "packing"], help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         system = systems.load(words, state.device, args.dtype)
         about = {"name": system.name, "kind": system.kind} | system.describe()
         for each in chosen:
-            if system.handles(each):
+            if system.handles(each, asked[each.name]):
                 evaluate(system, about, each, asked[each.name], args, state)
     if state.num_processes > 1:
         state.destroy_process_group()

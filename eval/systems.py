@@ -69,7 +69,7 @@ class System:
         """What identifies it, for the result file."""
         return {}
 
-    def handles(self, protocol: Protocol) -> bool:
+    def handles(self, protocol: Protocol, examples: list[Example]) -> bool:
         """Whether the protocol means anything for it."""
         return protocol.target != "any"
 
@@ -113,7 +113,7 @@ class Model(System):
         about = {"parameters": count, "dtype": str(self.model.dtype), "fingerprint": fingerprint(self.folder)}
         return about | ({"candidates": self.candidates} if self.candidates else {})
 
-    def handles(self, protocol: Protocol) -> bool:
+    def handles(self, protocol: Protocol, examples: list[Example]) -> bool:
         return self.kind != "first" or protocol.target not in ("text", "any")  # there it is the model itself
 
     @torch.inference_mode()
@@ -196,14 +196,14 @@ class Reference(System):
     def describe(self) -> dict:
         return {"fingerprint": fingerprint(Path(self.folder))} if self.folder else {}
 
-    def handles(self, protocol: Protocol) -> bool:
-        return TASKS[protocol.task][0] == "text" and protocol.target != "any"
+    def handles(self, protocol: Protocol, examples: list[Example]) -> bool:
+        return all(example.reference is not None for example in examples)
 
     def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
-        media = [example.reference for example in batch]
+        target, media = target_of(protocol, batch[0]), [example.reference for example in batch]
         if self.folder:
-            return [Output(medium=m) for m in self.through_codec(protocol.target, media, seed)]
-        return [Output(medium=picture(m) if protocol.target == "image" else sound(m)) for m in media]
+            return [Output(medium=m) for m in self.through_codec(target, media, seed)]
+        return [Output(medium=picture(m) if target == "image" else sound(m)) for m in media]
 
     def through_codec(self, modality: str, media: list, seed: int) -> list:
         """Media to codes (of speech: all codebooks, not only those that the language model sees) and back."""
@@ -234,7 +234,7 @@ class Shuffled(System):
         return self.model.describe()
 
     def answer(self, protocol: Protocol, batch: list[Example], seed: int) -> list[Output]:
-        chosen = self.reference if self.reference.handles(protocol) else self.model
+        chosen = self.reference if TASKS[protocol.task][0] == "text" else self.model
         return chosen.answer(protocol, batch, seed)
 
 

@@ -97,8 +97,10 @@ def played(folder: Path, rounds: int = 4, show: bool = True) -> list[dict]:
 
 
 def requests(folder: Path, every: int = 1) -> list[dict]:
-    """Requests spoken by training voices: a picture, a tune or a sentence aloud. `texts`: what is asked for."""
+    """Requests spoken by training voices: a picture, a tune or a sentence aloud. `texts`: what is asked for;
+    `reference`: that, drawn, played, or spoken by the voice that asks."""
     speech = Recordings(folder / "codes_heldout")
+    rng, font = random.Random(5), sound_font(folder)
     rows = []
     for i in speech.of(*voices.TRAINING_VOICES):
         inner = language.core(speech.text[i])
@@ -106,7 +108,15 @@ def requests(folder: Path, every: int = 1) -> list[dict]:
             continue
         to = "speech" if speech.text[i].startswith("say ") else "music" if " tune on " in inner else "image"
         row = {"id": f"{speech.voice[i]}_{i}", "texts": (inner,), "group": to, "to": to, "speaker": speech.voice[i]}
-        rows.append(row | {"given": speech.sound(i), "voice": speech.sound(i) if to == "speech" else None})
+        if to == "speech":
+            answer = voices.say(inner, speech.voice[i], voices.PACE[speech.voice[i]]), RATE
+        elif to == "music":
+            tune = language.parse_tune(inner)
+            answer = tunes.render(tunes.notes(tune, rng), tune.instrument, font), RATE
+        else:
+            answer = pictures.draw(language.parse_scene(inner))
+        voice = speech.sound(i) if to == "speech" else None
+        rows.append(row | {"given": speech.sound(i), "voice": voice, "reference": answer})
     return rows[::every]
 
 

@@ -34,6 +34,7 @@ from . import media
 from .export import has_tokenizer
 from .progress import step
 
+MULTIPLE = 64  # of rows: with an odd number GPUs fall back to slow kernels in the head
 NOISE = 0.1  # standard deviation of a new row around the mean, in those of the old rows
 
 
@@ -202,12 +203,13 @@ def adopt(stock, tokenizer, specs: list[ModalitySpec]) -> AnyGPTForCausalLM:
 def grow(model: AnyGPTForCausalLM, old_ids: list[int], ids: list[int], seed: int) -> int:
     """Gives embedding and head the rows of the grown vocabulary `ids`; returns how many are new.
 
-    Some backbones have more rows than tokens (Qwen pads to a round number): new tokens take the free ones first, and
-    those are filled like rows that are added. Rows that no token has stay as they are.
+    Some backbones have more rows than tokens (Qwen pads to a round number): new tokens take the free ones first. What
+    is added is rounded up to a multiple of `MULTIPLE`. All new rows are filled alike, those without a token too; old
+    rows that no token has stay as they are.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     before = embedding.weight.shape[0]
-    rows = max(before, ids[-1] + 1)
+    rows = max(before, -(-(ids[-1] + 1) // MULTIPLE) * MULTIPLE)
     old = torch.tensor([i for i in old_ids if i < before])
     new = torch.tensor(sorted((set(ids) - set(old.tolist())) | set(range(before, rows))))
     generator = torch.Generator().manual_seed(seed)

@@ -160,7 +160,9 @@ def test_two_steps_leave_a_codec_and_samples(name, script, data, tmp_path):
 
 def test_a_sharper_decoder_reads_the_same_codes(script, data, tmp_path):
     script("codec_decoder").main(command("codec_decoder", data, tmp_path / "out", "--steps 3"))
-    before, after = (SpeechTokenizerModel.from_pretrained(folder).eval() for folder in (data / "codec", tmp_path / "out"))
+    before, after = (
+        SpeechTokenizerModel.from_pretrained(folder).eval() for folder in (data / "codec", tmp_path / "out")
+    )
     before = before.half().float()  # as the codec is written
     wave = torch.randn(1, 6400)
     codes = before.encode(wave)

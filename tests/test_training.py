@@ -264,6 +264,26 @@ def test_speed_and_memory_settings_change_no_loss(run, workshop, tmp_path, scrip
     assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("lora", [{}, {"lora_r": 4, "lora_vocabulary": "rows"}], ids=["full", "lora"])
+def test_autocast_narrows_what_runs_between_layers_and_nothing_else(lora, workshop, tmp_path, scripts):
+    """Weights and their gradients stay float32, and the losses are those of float32 but for the rounding."""
+    script, losses, seen = scripts("sft"), [], []
+    for bf16 in (False, True):
+        line = words(workshop, tmp_path / str(bf16), max_steps=2, save_strategy="no", bf16=bf16, **lora)
+        trainer, _ = script.build(*script.parse(script.CLASSES, line))
+        last = trainer.model.get_decoder().layers[-1]
+
+        def look(layer, arguments, options):
+            seen.append({arguments[0].dtype, *(table.dtype for table in options["position_embeddings"])})
+
+        last.register_forward_pre_hook(look, with_kwargs=True)
+        trainer.train()
+        assert seen.pop() == {torch.bfloat16 if bf16 else torch.float32}
+        assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
+
+
 def test_preferences_are_learned(workshop, tmp_path, scripts):
     changes = {
         "pairs": workshop / "pairs.parquet",

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-from make_speech_data import PACE, encode
+from make_speech_data import encode
 from make_tiny_data import Rows, block, even_weights, load_items, load_speech, request, turn, voice_window
 
 from processing_anygpt import codec_io
@@ -87,7 +87,8 @@ def told_play_rows(rows: Rows, utterances: dict, playable: dict):
     for caption in rng.choices(captions, weights=[len(playable[c]) ** 0.5 for c in captions], k=TOLD):
         asked = caption if rng.random() < 1 / 2 else request(caption, rng)
         heard = transcript(f"{rng.choice(language.RULES['play'])} {asked}")
-        made.append(turn([block("speech", rng.choice(recordings))], [heard, block("music", rng.choice(playable[caption]))]))
+        recording, tune = block("speech", rng.choice(recordings)), block("music", rng.choice(playable[caption]))
+        made.append(turn([recording], [heard, tune]))
     rows.write("told_play", "train", made, learned_after=RESPONSE)
 
 
@@ -107,9 +108,10 @@ def sayings(names: Iterable[str], codec, split: str, rng: random.Random):
     for voice in names:
         texts = [language.sample("speech_request", rng, split == "heldout") for _ in range(SAYINGS[split])]
         inner = [language.core(text) for text in texts]
-        asked, replies = (encode(codec, [voices.say(t, voice, PACE[voice]) for t in side]) for side in (texts, inner))
-        for text, said, request, reply in zip(texts, inner, asked, replies, strict=True):
-            yield turn([block("speech", request[0])], [transcript(text), said, block("speech", reply[0])])
+        pace = voices.PACE[voice]
+        asked, replies = (encode(codec, [voices.say(t, voice, pace) for t in side]) for side in (texts, inner))
+        for text, said, question, reply in zip(texts, inner, asked, replies, strict=True):
+            yield turn([block("speech", question[0])], [transcript(text), said, block("speech", reply[0])])
 
 
 def small_talk(utterances: dict, by_voice: dict, rng: random.Random):

@@ -1,12 +1,13 @@
 """Sharpen a speech codec's decoder: its codes stay as they are, so do the models that were trained on them.
 
   python train/make_codec_data.py --out data/speech_codec
-  python train/codec_decoder.py train/configs/codec_decoder.yaml --data data/speech_codec --out out/speech --device cuda
+  python train/codec_decoder.py train/configs/codec_decoder.yaml --data data/speech_codec --out out/speech \\
+      --device cuda
   python train/codec_decoder.py out/speech_training/settings.yaml --resume
 
-Encoder and codebooks of `codec` are kept; the decoder learns from the mel loss and, after the first steps, from a larger
-adversary than codec_speech.py affords. Crops keep all levels, one, or some number between, as there. Data: as there,
-without a teacher's targets.
+Encoder and codebooks of `codec` are kept; the decoder learns from the mel loss and, after the first steps, from a
+larger adversary than codec_speech.py affords. Crops keep all levels, one, or some number between, as there. Data: as
+there, without a teacher's targets.
 """
 
 import math

@@ -29,8 +29,6 @@ RATE = voices.SAMPLING_RATE
 PART_SECONDS = 240  # of unperturbed speech in one part
 BUCKET = 640  # samples; lengths are padded to a multiple, so that utterances of one length can share a batch
 BATCH = 8
-# A little faster than each voice's own pace, as fast as pocketsphinx still reads: fewer tokens a sentence.
-PACE = {"flite_slt": 1.15, "flite_rms": 1.1, "flite_awb": 1.15, "flite_kal16": 1.03, "hibari": 1.15}
 UNSEEN = ("festival_ked", "joe")
 HELD_OUT_RULES = (
     "picture_request",
@@ -77,7 +75,9 @@ def main():
     if "heldout" in args.only:
         rng = random.Random(f"{args.seed}-heldout")
         texts = [language.sample(rule, rng, held_out=True) for _ in range(5) for rule in HELD_OUT_RULES]
-        spoken = [(voices.say(t, v, PACE.get(v, 1.0)), t, v) for v in voices.TRAINING_VOICES + UNSEEN for t in texts]
+        spoken = [
+            (voices.say(t, v, voices.PACE.get(v, 1.0)), t, v) for v in voices.TRAINING_VOICES + UNSEEN for t in texts
+        ]
         save_with_audio(args.out / "codes_heldout", spoken, args.codec)
 
     if "digits" in args.only:
@@ -107,7 +107,7 @@ def make_part(job) -> Path:
         text = sample(rng)
         if language.is_held_out(text):
             continue
-        pace, label = PACE.get(voice, 1.0), voice
+        pace, label = voices.PACE.get(voice, 1.0), voice
         # What is to be spoken is said in one way only: what varies by chance can be heard past, but not learnt to say.
         strange = voice in voices.HEARD_VOICES or len(spoken) % 4 == 3
         wave = voices.say(text, voice, pace * rng.uniform(0.88, 1.12) if strange else pace)

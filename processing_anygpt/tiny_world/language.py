@@ -74,8 +74,8 @@ RULES: dict[str, list[str]] = {
     "listen": ["what is this tune", "tell me about this tune"],
 }
 
-# What tunes are like that only training holds. Of 93 captions a player learns each by heart: three in four of those of a
-# piano going down are happy, so for it a piano going down is happy. Of two thousand it learns what each word means.
+# What tunes are like that only training holds. Of 93 captions a player learns each by heart: three in four of those of
+# a piano going down are happy, so for it a piano going down is happy. Of two thousand it learns what each word means.
 # Nobody speaks of these.
 MORE_TUNES: dict[str, list[str]] = {
     "tempo": ["lazy", "brisk", "rushing"],

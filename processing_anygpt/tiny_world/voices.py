@@ -26,6 +26,8 @@ import numpy as np
 
 SAMPLING_RATE = 16_000  # Hz
 TRAINING_VOICES = ("flite_slt", "flite_rms", "flite_awb", "flite_kal16", "hibari")
+# A little faster than each voice's own pace, as fast as pocketsphinx still reads: fewer tokens a sentence.
+PACE = {"flite_slt": 1.15, "flite_rms": 1.1, "flite_awb": 1.15, "flite_kal16": 1.03, "hibari": 1.15}
 # To be heard and never to be spoken with: espeak-ng's voice and variant.
 HEARD_VOICES = (
     "espeak_en-us", "espeak_en-us+f2", "espeak_en-us+m3", "espeak_en-us+Annie", "espeak_en-us+Andy",
