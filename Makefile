@@ -75,7 +75,7 @@ tiny-codecs: eval-deps
 tiny-data: eval-deps
 	$(PY) train/make_speech_data.py --out data/speech --hours 10.8 --heard-rounds 4
 	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 22000 --clips-in-c 66000 \
-		--clips-on-others 42000 --seed 11 --out data/music --codec $(TINY)/music_codec
+		--clips-on-others 110000 --seed 11 --out data/music --codec $(TINY)/music_codec
 	$(PY) train/data_image.py codes --scale 1.5 --codec $(TINY)/image_codec --out data/images
 	$(PY) train/soundstorm.py train/configs/soundstorm.yaml --data data/speech --codec $(TINY)/speech_codec \
 		--out $(TINY)/soundstorm --work runs/soundstorm --device $(DEVICE)

@@ -114,7 +114,7 @@ def requests(folder: Path, every: int = 1) -> list[dict]:
             tune = language.parse_tune(inner)
             answer = tunes.render(tunes.notes(tune, rng), tune.instrument, font), RATE
         else:
-            answer = pictures.draw(language.parse_scene(inner))
+            answer = pictures.draw(language.parse_scene(inner), None)
         voice = speech.sound(i) if to == "speech" else None
         rows.append(row | {"given": speech.sound(i), "voice": voice, "reference": answer})
     return rows[::every]

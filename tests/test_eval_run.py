@@ -4,11 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+
+from processing_anygpt.tiny_world import language, pictures
 
 EVAL = Path(__file__).parent.parent / "eval"
 sys.path.insert(0, str(EVAL))  # siblings of the scripts import each other by name
@@ -19,6 +24,9 @@ import results  # noqa: E402
 import run  # noqa: E402
 import systems  # noqa: E402
 import tables  # noqa: E402
+import tiny_examples  # noqa: E402
+
+import examples  # noqa: E402
 
 ALL = sorted(protocol.FOLDER.glob("*/*.yaml"))
 COUNT = 3  # scenes
@@ -130,6 +138,27 @@ def test_originals_are_right_and_broken_models_at_the_floor(evaluated):
         assert len(found[name]) == 2
         for result in found[name].values():
             assert all(tables.at_floor(row) for row in result["rows"]), (name, result["rows"])
+
+
+def test_originals_answer_spoken_requests_in_the_medium_asked_for(tmp_path, monkeypatch):
+    """What was asked for, drawn, played or spoken, is the ceiling of what a model can be judged to have done."""
+    asked = ["draw a big red circle", "play a slow sad tune on the flute going up", "say one two three"]
+    sounds = np.split(np.zeros(30, np.float32), 3)
+    speech = SimpleNamespace(text=asked, voice=["flite_slt"] * 3, wave=sounds, of=lambda *names: range(3))
+    speech.sound = lambda i: (speech.wave[i], 16_000)
+    monkeypatch.setattr(tiny_examples, "Recordings", lambda stem: speech)
+    monkeypatch.setattr(tiny_examples, "sound_font", lambda folder: "font")
+    monkeypatch.setattr(tiny_examples.tunes, "render", lambda notes, *where: np.full(8, notes[0][2], np.float32))
+    monkeypatch.setattr(tiny_examples.voices, "say", lambda text, *how: np.full(8, len(text), np.float32))
+    chat = protocol.read(protocol.FOLDER / "tiny" / "speech_chat.yaml")
+    found = examples.load(chat, tmp_path)
+    original = systems.Reference("original")
+    assert original.handles(chat, found)
+    picture, tune, saying = (original.answer(chat, [example], seed=0)[0].medium for example in found)
+    assert pictures.matches(picture, language.parse_scene("a big red circle"))
+    assert tune[1] == 16_000 and tune[0][0] in tiny_examples.tunes.TONICS  # a melody going up starts on its tonic
+    assert saying[0][0] == len("one two three")
+    assert not original.handles(chat, [replace(found[0], reference=None), *found[1:]])
 
 
 def test_same_seed_same_numbers_also_after_a_kill(evaluated, protocols, checkpoint, tmp_path, monkeypatch):
