@@ -65,6 +65,8 @@ tiny-codecs: eval-deps
 	$(PY) train/make_codec_data.py --out data/speech_codec
 	$(PY) train/codec_speech.py train/configs/codec_speech.yaml --data data/speech_codec --out $(TINY)/speech_codec \
 		--work runs/speech_codec --device $(DEVICE)
+	$(PY) train/codec_decoder.py train/configs/codec_decoder.yaml --data data/speech_codec --codec $(TINY)/speech_codec \
+		--out $(TINY)/speech_codec --work runs/codec_decoder --device $(DEVICE)
 	$(PY) train/make_music_data.py --sound-font $(SOUND_FONT) --clips 2400 --out data/music
 	$(PY) train/codec_music.py train/configs/codec_music.yaml --data data/music --out $(TINY)/music_codec \
 		--work runs/music_codec --device $(DEVICE)
