@@ -112,6 +112,7 @@ def result_texts(result: dict, item: str) -> list[str]:
 def given(example: Example, task: str) -> list[dict]:
     """What the model was shown, and the medium as it should come out."""
     source, target = TASKS[task]
+    target = example.to if isinstance(example.to, str) else target
     media = [("shown", source, example.given), ("reference", target, example.reference)]
     if example.given is None:
         media.append(("in this voice", "speech", example.voice))
