@@ -38,7 +38,7 @@ RATE = 16_000  # Hz, speech and music
 # new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests.
 COUNTS = {
     "word": (60, 10), "old": (200, 20), "voice": (300, 50), "object": (1500, 100), "scenes": (1500, 150),
-    "instrument": (300, 40), "tunes": (600, 60), "asked": (90, 20),
+    "instrument": (300, 40), "tunes": (900, 60), "asked": (240, 20),
 }  # fmt: skip
 PROMPTS = 12  # recordings of a second of each voice to speak after
 SAMPLES = 4  # of three seconds, to examine with
