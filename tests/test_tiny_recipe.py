@@ -172,6 +172,22 @@ def test_tunes_to_play_pair_their_properties_evenly(scripts):
     assert sum(pairs.values()) == len(items)
 
 
+def test_what_is_told_decides_the_tune_and_not_what_is_heard(rows, scripts, monkeypatch):
+    """Recording and transcript disagree; learned is the tune after the transcript alone, and its end."""
+    make, chat = scripts("make_tiny_data"), scripts("chat_rows")
+    monkeypatch.setattr(chat, "TOLD", 20)
+    heard, played = np.arange(50) % 7, {name: [np.full((2, 125), i)] for i, name in enumerate(TUNES)}
+    chat.told_play_rows(make.Rows(rows.parent), {SPOKEN[0]: [("hibari", heard)]}, played)
+    marker = AutoTokenizer.from_pretrained(EMBEDDED).convert_tokens_to_ids("<-Res->")
+    for (ids, learned), text in zip(read(rows, "told_play"), texts(rows, "told_play"), strict=True):
+        after = ids.index(marker) + 1
+        assert not any(learned[:after]) and all(learned[after:])
+        tune = language.parse_tune(TUNES[int("<🎶1>" in text)])
+        told = text.split("<-Ins-> ")[1].split("<-Res->")[0]
+        assert any(told.startswith(f"{start} a ") for start in language.RULES["play"])
+        assert (tune.mode in told) or not ({"happy", "sad"} & set(told.split()))
+
+
 def test_description_is_of_the_same_scene(scripts):
     from processing_anygpt.tiny_world import pictures
 
