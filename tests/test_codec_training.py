@@ -349,6 +349,13 @@ def test_wrong_checkpoints(script, data, tmp_path):
     SpectralCodecModel.from_pretrained(out)  # still the good one
 
 
+@pytest.mark.parametrize("name", ["codec_decoder", "soundstorm"])
+def test_what_is_no_speech_codec_is_refused(name, script, data, checkpoint, tmp_path):
+    words = command(name, data, tmp_path / "out", f"--steps 1 --codec {checkpoint}")
+    with pytest.raises(ValueError, match="holds a model of type 'anygpt', allowed: a SpeechTokenizer"):
+        script(name).main(words)
+
+
 def test_no_gpu_and_no_place_to_write(script, data, tmp_path, monkeypatch):
     module = script("codec_music")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from codec_losses import Adversary, MelLoss
 from codec_speech import load_clips, random_crops, random_levels, validate
-from codec_training import Run, RunSettings, export
+from codec_training import Run, RunSettings, export, load_speech_codec
 from settings import parse, run_script
 from torch.nn import functional as F
 
@@ -51,7 +51,7 @@ def decoder_input(model: SpeechTokenizerModel, wave: torch.Tensor) -> torch.Tens
 def main(argv: list[str]) -> None:
     recipe, settings = parse((Recipe, RunSettings), argv, __doc__)
     run = Run(settings, recipe)
-    model = SpeechTokenizerModel.from_pretrained(recipe.codec).float().to(run.device).requires_grad_(False)
+    model = load_speech_codec(recipe.codec).to(run.device)
     decoder = model.decoder.requires_grad_(True).train()
     hop, rate = model.config.hop_length, model.config.sampling_rate
     clips = load_clips(recipe, None, hop, run.device)

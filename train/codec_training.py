@@ -26,7 +26,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, reduce
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import AutoConfig
 from transformers.utils import logging
+
+from modeling_anygpt.codecs import SpeechTokenizerConfig, SpeechTokenizerModel
 
 STATE = "training.safetensors"
 
@@ -248,6 +251,15 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
         if missing:
             raise ValueError(f"{path} has no array {missing[0]!r}; it holds {', '.join(data) or 'nothing'}.")
         return [data[name] for name in names]
+
+
+def load_speech_codec(source: str | Path) -> SpeechTokenizerModel:
+    """A trained codec, float32, without gradients; ValueError if that is something else."""
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, SpeechTokenizerConfig):
+        raise ValueError(f"{source} holds a model of type {config.model_type!r}, allowed: a SpeechTokenizer.")
+    codec = SpeechTokenizerModel.from_pretrained(source, dtype=torch.float32)
+    return codec.eval().requires_grad_(False)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from codec_samples import write_sounds
-from codec_training import Run, RunSettings, export, read_arrays
+from codec_training import Run, RunSettings, export, load_speech_codec, read_arrays
 from settings import parse, run_script
-from transformers import AutoModel
 
 from modeling_anygpt.codecs import SoundStormConfig, SoundStormModel, SpeechTokenizerModel
 
@@ -90,15 +89,13 @@ def draw(high: int) -> int:
 
 def load_codec(source: str, codes: torch.Tensor) -> SpeechTokenizerModel:
     """The codec of the codes [frames, levels]."""
-    codec = AutoModel.from_pretrained(source)
-    if not isinstance(codec, SpeechTokenizerModel):
-        raise ValueError(f"{source} holds a {type(codec).__name__}, allowed: the SpeechTokenizerModel of the codes.")
+    codec = load_speech_codec(source)
     if codec.config.num_codebooks != codes.shape[1] or int(codes.max()) >= codec.config.codebook_size:
         raise ValueError(
             f"Got codes of {codes.shape[1]} levels, 0 to {int(codes.max())}; {source} has {codec.config.num_codebooks}"
             f" levels, 0 to {codec.config.codebook_size - 1}. Give the codec that made the codes."
         )
-    return codec.eval().requires_grad_(False)
+    return codec
 
 
 @torch.no_grad()

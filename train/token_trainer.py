@@ -107,6 +107,14 @@ class ModalityMeter:
         return means
 
 
+def narrow(embedding, ids, vectors: torch.Tensor) -> torch.Tensor:
+    """A forward hook of the embedding. Under autocast the sum that runs past the layers stays float32 as the embedding
+    made it, and with it every norm, every addition and the rotation of queries and keys: here it becomes what it is in
+    a bfloat16 model. Weights, their gradients and the optimizer stay float32."""
+    device = vectors.device.type
+    return vectors.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else vectors
+
+
 class QuietTrainer:
     """Before a TRL trainer in the list of bases: no telemetry, a count of tokens that goes on, no half checkpoint,
     autocast without detours."""
@@ -133,14 +141,6 @@ class QuietTrainer:
     def _save_checkpoint(self, model, trial):
         with whole_or_nothing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
-
-
-def narrow(embedding, ids, vectors: torch.Tensor) -> torch.Tensor:
-    """A forward hook of the embedding. Under autocast the sum that runs past the layers stays float32 as the embedding
-    made it, and with it every norm, every addition and the rotation of queries and keys: here it becomes what it is in
-    a bfloat16 model. Weights, their gradients and the optimizer stay float32."""
-    device = vectors.device.type
-    return vectors.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else vectors
 
 
 class TokenTrainer(QuietTrainer, SFTTrainer):
