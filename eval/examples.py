@@ -112,6 +112,11 @@ def as_examples(task: str, items: list, known: list) -> list[Example]:
     return [Example(i.id, i.texts, given=i.media, speaker=i.speaker) for i in items]
 
 
+def target_of(protocol: Protocol, example: Example) -> str:
+    """The modality of the answer that is judged."""
+    return example.to if isinstance(example.to, str) else protocol.target
+
+
 def fewer(examples: list[Example], limit: int | None) -> list[Example]:
     """At most `limit` examples of each group, evenly spaced."""
     if limit is None:

@@ -9,7 +9,7 @@ import soundfile
 import tables
 from protocol import TASKS, Protocol, Row
 
-from examples import Example, load, picture, sound
+from examples import Example, load, picture, sound, target_of
 from serving_anygpt.demo import data_uri, show_picture
 from serving_anygpt.spectrogram import spectrogram_png
 
@@ -99,7 +99,7 @@ def section(systems: dict, model: str, protocol: str, data: Path | None) -> dict
                 if i in records[name]
             ]
             asked = [{"kind": "text", "label": "", "text": " | ".join(result_texts(result, i))}]
-            asked += given(known[i], result["task"]) if i in known else []
+            asked += given(known[i], wanted) if i in known else []
             score = scored["items"].get(i) if scored else None
             items.append({"group": group, "id": i, "asked": asked, "answers": answers, "score": score and score[0]})
     return {"protocol": protocol, "items": items}
@@ -109,11 +109,12 @@ def result_texts(result: dict, item: str) -> list[str]:
     return next(record["texts"] for record in result["items"] if record["id"] == item)
 
 
-def given(example: Example, task: str) -> list[dict]:
+def given(example: Example, protocol: Protocol) -> list[dict]:
     """What the model was shown, and the medium as it should come out."""
-    source, target = TASKS[task]
-    target = example.to if isinstance(example.to, str) else target
-    media = [("shown", source, example.given), ("reference", target, example.reference)]
+    media = [
+        ("shown", TASKS[protocol.task][0], example.given),
+        ("reference", target_of(protocol, example), example.reference),
+    ]
     if example.given is None:
         media.append(("in this voice", "speech", example.voice))
     return [show(medium, kind, label) for label, kind, medium in media if medium is not None]

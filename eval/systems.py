@@ -22,7 +22,7 @@ from checkpoints import fingerprint
 from PIL import Image
 from protocol import TASKS, Protocol
 
-from examples import Example, picture, sound
+from examples import Example, picture, sound, target_of
 from processing_anygpt import codec_io, generate_best
 from processing_anygpt.vocabulary import find_modality
 
@@ -38,11 +38,6 @@ class Output:
     medium: Any = None
     problem: str | None = None
     ids: list[int] | None = None
-
-
-def target_of(protocol: Protocol, example: Example) -> str:
-    """The modality of the answer that is judged."""
-    return example.to if isinstance(example.to, str) else protocol.target
 
 
 def request_of(protocol: Protocol, example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:

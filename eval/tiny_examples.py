@@ -90,10 +90,14 @@ def played(folder: Path, rounds: int = 4, show: bool = True) -> list[dict]:
     key = "given" if show else "reference"
     rows = []
     for i, caption in enumerate(captions):
-        tune = language.parse_tune(caption)
-        wave = tunes.render(tunes.notes(tune, rng), tune.instrument, font)
-        rows.append({"id": f"tune_{i}", "texts": (caption,), key: (wave, RATE)})
+        rows.append({"id": f"tune_{i}", "texts": (caption,), key: rendered(caption, rng, font)})
     return rows
+
+
+def rendered(caption: str, rng: random.Random, font: str) -> tuple[np.ndarray, int]:
+    """One of the tunes that fit a caption."""
+    tune = language.parse_tune(caption)
+    return tunes.render(tunes.notes(tune, rng), tune.instrument, font), RATE
 
 
 def requests(folder: Path, every: int = 1) -> list[dict]:
@@ -109,10 +113,9 @@ def requests(folder: Path, every: int = 1) -> list[dict]:
         to = "speech" if speech.text[i].startswith("say ") else "music" if " tune on " in inner else "image"
         row = {"id": f"{speech.voice[i]}_{i}", "texts": (inner,), "group": to, "to": to, "speaker": speech.voice[i]}
         if to == "speech":
-            answer = voices.say(inner, speech.voice[i], voices.PACE[speech.voice[i]]), RATE
+            answer = voices.say_at_pace(inner, speech.voice[i]), RATE
         elif to == "music":
-            tune = language.parse_tune(inner)
-            answer = tunes.render(tunes.notes(tune, rng), tune.instrument, font), RATE
+            answer = rendered(inner, rng, font)
         else:
             answer = pictures.draw(language.parse_scene(inner), None)
         voice = speech.sound(i) if to == "speech" else None

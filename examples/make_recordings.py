@@ -30,7 +30,7 @@ def main():
     for name, (text, voice) in SPOKEN.items():
         if not language.is_held_out(text):
             raise ValueError(f"{text!r} may be in training data; choose a sentence with language.is_held_out.")
-        write(name, voices.say(text, voice, voices.PACE.get(voice, 1.0)), text)
+        write(name, voices.say_at_pace(text, voice), text)
     for voice in voices.TRAINING_VOICES:
         own_pace = len(voices.say(SAMPLE, voice)) / voices.SAMPLING_RATE
         wave = voices.say(SAMPLE, voice, min(1.3, max(0.8, own_pace / (SECONDS - 0.05))))

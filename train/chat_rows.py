@@ -108,8 +108,7 @@ def sayings(names: Iterable[str], codec, split: str, rng: random.Random):
     for voice in names:
         texts = [language.sample("speech_request", rng, split == "heldout") for _ in range(SAYINGS[split])]
         inner = [language.core(text) for text in texts]
-        pace = voices.PACE[voice]
-        asked, replies = (encode(codec, [voices.say(t, voice, pace) for t in side]) for side in (texts, inner))
+        asked, replies = (encode(codec, [voices.say_at_pace(t, voice) for t in side]) for side in (texts, inner))
         for text, said, question, reply in zip(texts, inner, asked, replies, strict=True):
             yield turn([block("speech", question[0])], [transcript(text), said, block("speech", reply[0])])
 

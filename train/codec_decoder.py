@@ -10,42 +10,24 @@ larger adversary than codec_speech.py affords. Crops keep all levels, one, or so
 there, without a teacher's targets.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from codec_losses import Adversary, MelLoss
-from codec_speech import load_clips, random_crops, random_levels, validate
+from codec_speech import Crops, load_clips, random_crops, some_levels, validate
 from codec_training import Run, RunSettings, export, load_speech_codec
 from settings import parse, run_script
 from torch.nn import functional as F
-
-from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerModel
 
 WINDOWS = (2048, 1024, 512, 256, 128)  # of the adversary's spectra, samples
 
 
 @dataclass
-class Recipe:
+class Recipe(Crops):
     codec: Path = field(metadata={"help": "folder of the codec to start from"})
-    data: Path = field(metadata={"help": "folder of clips_*.npz"})
-    steps: int
     adversary_from: int = field(metadata={"help": "steps before it joins"})
     adversary_width: int = field(metadata={"help": "channels of its first layer"})
-    batch: int = field(metadata={"help": "crops, of each process"})
-    frames: int = field(metadata={"help": "length of a crop, 20 ms each"})
-    learning_rate: float
-    heldout: int = field(metadata={"help": "frames at the end of each file that are kept for validation"})
-
-
-@torch.no_grad()
-def decoder_input(model: SpeechTokenizerModel, wave: torch.Tensor) -> torch.Tensor:
-    """[B, T] -> what the decoder gets [B, D, frames], of each item all levels or only some."""
-    levels = model.quantizer.lookup(model.encode(wave), 0)  # [K, B, D, frames]
-    keep = random_levels(len(wave), len(levels), wave.device)
-    kept = keep > torch.arange(len(levels), device=wave.device)[:, None]  # [K, B]
-    return (levels * kept[..., None, None]).sum(0)
 
 
 def main(argv: list[str]) -> None:
@@ -61,21 +43,19 @@ def main(argv: list[str]) -> None:
     parts = {"decoder": decoder, "optimizer": optimizer, "adversary": adversary, "judge": judge}
 
     for step in run.steps(recipe.steps, parts, validate=lambda stem: validate(stem, model, mel, clips.heldout)):
-        share = min(1, (step + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / recipe.steps)))
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * share
+        optimizer.param_groups[0]["lr"] = recipe.rate_at(step)
         _, real = random_crops(clips, recipe, hop)
         with run.autocast():
-            made = decoder(decoder_input(model, real))[:, 0].float()
+            levels = model.quantizer.lookup(model.encode(real), 0)  # [K, B, D, frames]
+            made = decoder(some_levels(levels))[:, 0].float()
             verdict = adversary.loss(real, made)
         run.learn(verdict, judge)
         sound = mel(made, real)
         loss = sound + 0.2 * F.l1_loss(made, real)
-        adversary.requires_grad_(False)
         if step >= recipe.adversary_from:
             with run.autocast():
                 loss = loss + min(1, (step - recipe.adversary_from) / 500) * adversary.loss_of_codec(real, made)
         run.learn(loss, optimizer, clip=1.0)
-        adversary.requires_grad_(True)
         run.note(mel=sound, adversary=verdict)
     if run.is_main:
         export(model.eval(), settings.out)

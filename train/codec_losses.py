@@ -74,11 +74,15 @@ class Adversary(nn.Module):
         return sum(F.relu(1 - r).mean() + F.relu(1 + m).mean() for (r, _), (m, _) in pairs) / len(self.windows)
 
     def loss_of_codec(self, real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        """What the codec pays: being recognised, and features unlike those of the real wave."""
+        """What the codec pays: being recognised, and features unlike those of the real wave. The adversary itself gets
+        no gradient."""
         total = 0
         with torch.no_grad():
             goals = self(real)
-        for (verdict, features), (_, goal) in zip(self(made), goals, strict=True):
+        self.requires_grad_(False)
+        found = self(made)
+        self.requires_grad_(True)
+        for (verdict, features), (_, goal) in zip(found, goals, strict=True):
             unlike = [F.l1_loss(f.float(), g.float()) / (g.float().abs().mean() + 1e-4)
                       for f, g in zip(features, goal, strict=True)]  # fmt: skip
             total = total - 0.05 * verdict.mean() + 0.2 * sum(unlike) / len(unlike)

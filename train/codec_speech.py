@@ -31,17 +31,28 @@ from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerConfig, Speec
 
 
 @dataclass
-class Recipe:
+class Crops:
+    """What is trained on, and for how long."""
+
     data: Path = field(metadata={"help": "folder of clips_*.npz"})
     steps: int
-    warm: int = field(metadata={"help": "steps without quantiser"})
-    adversary_from: float = field(metadata={"help": "share of the steps before it joins; 1: never"})
     batch: int = field(metadata={"help": "crops, of each process"})
     frames: int = field(metadata={"help": "length of a crop, 20 ms each"})
     learning_rate: float
+    heldout: int = field(metadata={"help": "frames at the end of each file that are kept for validation"})
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate: rises over 100 steps, then falls as a cosine to 2 %."""
+        falling = 0.02 + 0.49 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * (min(1, (step + 1) / 100) * falling)
+
+
+@dataclass
+class Recipe(Crops):
+    warm: int = field(metadata={"help": "steps without quantiser"})
+    adversary_from: float = field(metadata={"help": "share of the steps before it joins; 1: never"})
     teacher: str = field(metadata={"help": "phones, features, or folder or Hub id of a speech model"})
     teacher_weight: float
-    heldout: int = field(metadata={"help": "frames at the end of each file that are kept for validation"})
 
 
 @dataclass
@@ -63,7 +74,7 @@ class Clips:
     heldout: torch.Tensor  # float [N, heldout * hop], N <= 4
 
 
-def load_clips(recipe: Recipe, teacher: str | None, hop: int, device: torch.device) -> Clips:
+def load_clips(recipe: Crops, teacher: str | None, hop: int, device: torch.device) -> Clips:
     files = sorted(recipe.data.glob("clips_*.npz"))
     if not files:
         raise ValueError(f"No clips_*.npz in {recipe.data}: make them with train/make_codec_data.py.")
@@ -103,7 +114,7 @@ def make_teacher(recipe: Recipe, targets: torch.Tensor | None, width: int, devic
     return SpeechModel(recipe.teacher, width, device)
 
 
-def random_crops(clips: Clips, recipe: Recipe, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_crops(clips: Clips, recipe: Crops, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Frame numbers [B, frames] and their sound [B, frames * hop], up to half a frame late and more or less loud."""
     device, total = clips.audio.device, len(clips.audio) // hop
     frames = torch.randint(total - recipe.frames, (recipe.batch, 1), device=device)
@@ -118,6 +129,13 @@ def random_levels(count: int, levels: int, device: torch.device) -> torch.Tensor
     draw = torch.rand(count, device=device)
     some = torch.randint(1, max(2, levels), (count,), device=device)
     return torch.where(draw < 0.55, levels, torch.where(draw > 0.9, 1, some))
+
+
+def some_levels(levels: torch.Tensor) -> torch.Tensor:
+    """Vectors of the levels [K, B, ., .] -> the sum of those that each item keeps [B, ., .]."""
+    keep = random_levels(levels.shape[1], len(levels), levels.device)
+    mask = keep > torch.arange(len(levels), device=levels.device)[:, None]  # [K, B]
+    return (levels * mask[..., None, None]).sum(0)
 
 
 @torch.no_grad()
@@ -149,8 +167,7 @@ def main(argv: list[str]) -> None:
         remark=lambda: f"codes used in a batch {averages.used.tolist()}",
         validate=lambda stem: validate(stem, model, mel, clips.heldout),
     ):
-        rate = min(1, (step + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / recipe.steps)))
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate
+        optimizer.param_groups[0]["lr"] = recipe.rate_at(step)
         frames, real = random_crops(clips, recipe, config.hop_length)
         with run.autocast():
             z = model.encoder(real[:, None])  # [B, D, frames]
@@ -163,11 +180,8 @@ def main(argv: list[str]) -> None:
                 averages.start(vectors, rounds=0)
             levels = averages.quantise(vectors).unflatten(1, flat.shape[:2])  # [K, B, frames, D]
             commitment = sum(F.mse_loss(flat, below) for below in levels.cumsum(0))
-            keep = random_levels(recipe.batch, len(levels), run.device)
-            mask = keep > torch.arange(len(levels), device=run.device)[:, None]  # [K, B]
-            some = (levels * mask[..., None, None]).sum(0)
             # gradients pass straight through the quantiser
-            kept, first = (z + (part.transpose(1, 2) - z).detach() for part in (some, levels[0]))
+            kept, first = (z + (part.transpose(1, 2) - z).detach() for part in (some_levels(levels), levels[0]))
         with run.autocast():
             made = model.decoder(kept)[:, 0]
             predicted = model.transform(first.transpose(1, 2))
@@ -181,10 +195,8 @@ def main(argv: list[str]) -> None:
             with run.autocast():
                 verdict = adversary.loss(real[:half], made[:half])
             run.learn(verdict, judge)
-            adversary.requires_grad_(False)
             with run.autocast():
                 loss = loss + min(1, (step - joins) / 500) * adversary.loss_of_codec(real[:half], made[:half])
-            adversary.requires_grad_(True)
         run.learn(loss, optimizer, clip=1.0)
         run.note(**{"mel": sound, "commitment": commitment, teacher.name: score, "adversary": verdict})
     if run.is_main:

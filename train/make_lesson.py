@@ -97,7 +97,7 @@ class Studio:
         name = f"{voice}_{zlib.crc32(text.encode()):08x}"
         if (self.out / "media" / f"{name}.flac").is_file():
             return self.path(f"{name}.flac")
-        return self.sound(voices.say(text, voice, voices.PACE.get(voice, 1.0)), name)
+        return self.sound(voices.say_at_pace(text, voice), name)
 
     def read(self, path: str) -> np.ndarray:
         return soundfile.read(self.out / path, dtype="float32")[0]

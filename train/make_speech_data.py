@@ -75,9 +75,7 @@ def main():
     if "heldout" in args.only:
         rng = random.Random(f"{args.seed}-heldout")
         texts = [language.sample(rule, rng, held_out=True) for _ in range(5) for rule in HELD_OUT_RULES]
-        spoken = [
-            (voices.say(t, v, voices.PACE.get(v, 1.0)), t, v) for v in voices.TRAINING_VOICES + UNSEEN for t in texts
-        ]
+        spoken = [(voices.say_at_pace(t, v), t, v) for v in voices.TRAINING_VOICES + UNSEEN for t in texts]
         save_with_audio(args.out / "codes_heldout", spoken, args.codec)
 
     if "digits" in args.only:

@@ -46,6 +46,11 @@ MARGIN = 0.06  # s of silence kept at either end
 SILENCE = 10 ** (-42 / 20)  # a 10 ms window this far below the loudest one is silent
 
 
+def say_at_pace(text: str, voice: str) -> np.ndarray:
+    """`say` at the voice's `PACE`, or at its own where there is none."""
+    return say(text, voice, PACE.get(voice, 1.0))
+
+
 def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
     """Speak `text`: float32 [T] at 16 kHz, mono, trimmed, peak 0.9.
 
