@@ -20,6 +20,7 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
     elif voice in FESTIVAL_VOICES:
         wave, rate = _festival(text, FESTIVAL_VOICES[voice], speed)
     elif voice == "hibari":
-        wave, rate = _hibari()(text, speed=speed), 24_000
+        wave, rate = _hibari()(text, speed=speed, seed=zlib.crc32(text.encode())), 24_000  # of its noise
     elif voice == "joe":
         wave, rate = _joe(text, speed)
     else:
