@@ -119,9 +119,11 @@ smollm2-speech: smollm2 eval-deps
 	test -d data/smollm2_any || $(BIN)/anygpt init --backbone $(SMOLLM2) data/smollm2_any --modalities speech
 	test -d data/smollm2_start || $(PY) train/start_codes.py --model data/smollm2_any --out data/smollm2_start
 	$(PY) train/make_readings.py --out $(READINGS) --backbone $(SMOLLM2)
-	for part in phrases sentences text own; do $(PY) train/prepare_data.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
-		--out $(READINGS)/rows/$$part --instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 \
-		--workers 0 || exit; done
+	for part in phrases words sentences; do $(PY) train/word_by_word.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
+		--out $(READINGS)/said_$$part.jsonl --instructions train/configs/speech_instructions.yaml || exit; done
+	for part in sentences said_phrases said_words said_sentences text own; do $(PY) train/prepare_data.py \
+		$(READINGS)/$$part.jsonl --model data/smollm2_start --out $(READINGS)/rows/$$part \
+		--instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/sft_smollm2.yaml $(SFT)
 	$(PY) eval/grown.py --model runs/smollm2_speech/model --backbone $(SMOLLM2) --data $(READINGS) \
 		--out out/smollm2_speech.json

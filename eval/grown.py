@@ -7,7 +7,8 @@ Three questions about SmolLM2 after `make smollm2-speech`, on sentences of the t
 
   asr   words wrong in what it writes down
   tts   words wrong in what it says, as pocketsphinx hears it with the world's grammar; "codec" is the same for the
-        recording's own codes through the same decoder, the best it could do, and "original" for the recording
+        recording's own codes through the same decoder, the best it could do, and "original" for the recording. The
+        reply may write words between its sounds (train/word_by_word.py); what is judged is the sound, joined
   text  perplexity of plain English (eval/plain_english.txt, written for this) and of a licence, before and after
 
 "Before" is the backbone as it came, with its own vocabulary; "after" also pays for what codes take from text.
@@ -105,7 +106,7 @@ def speech_answers(model: Any, processor: Any, items: list[dict]) -> dict[str, l
         asked = [[text(ASR), {"type": "speech", "codes": item}] for item in codes]
         answers["asr"] += [words_of(reply) for reply in replies(model, processor, asked, "text", 40)]
         asked = [[text(TTS + item["text"])] for item in batch]
-        spoken = [heard_in(reply) for reply in replies(model, processor, asked, "speech", 260)]
+        spoken = [heard_in(reply) for reply in replies(model, processor, asked, "speech", 400)]
         answers["tts"] += spoken
         answers["codec"] += [heard_in([part]) for part in processor.decode_codes("speech", codes)]
         answers["original"] += [judge_speech.transcribe(recording(item["speech"])) for item in batch]
@@ -125,9 +126,9 @@ def replies(model: Any, processor: Any, contents: list[list[dict]], modality: st
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
     required = () if modality == "text" else (modality,)
-    wanted = {"output_modalities": (modality,), "required_modalities": required}
+    wanted = {"output_modalities": ("text", *required), "required_modalities": required}
     output = model.generate(**ids, **wanted, max_new_tokens=longest, modality_presets=PRESETS)
-    return [processor.parse_output(reply) for reply in output[:, ids["input_ids"].shape[1] :]]
+    return [processor.parse_output(reply, joined=required) for reply in output[:, ids["input_ids"].shape[1] :]]
 
 
 def words_of(parts: list) -> str:

@@ -184,6 +184,20 @@ def parse(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list
     return segments
 
 
+def join_items(segments: list[Segment], modality: str) -> list[Segment]:
+    """The items of `modality` as one, at the place of the first: codes in order, and before it all the text, in one.
+
+    For speech that comes word by word between the words it says. Less than two items are left as they are.
+    """
+    pieces = [s for s in segments if s.modality == modality and s.problem is None]
+    if len(pieces) < 2:
+        return segments
+    texts = [s.text for s in segments if s.modality == "text"]
+    item = Segment(modality, codes=np.concatenate([s.codes for s in pieces], axis=1))
+    others = [s for s in segments if s.modality not in ("text", modality)]
+    return [*others, *([Segment("text", text=" ".join(texts))] if texts else []), item]
+
+
 def _code_range(modality: Any) -> range:
     return range(modality.first_code_id, modality.first_code_id + modality.codebook_size * modality.num_codebooks)
 

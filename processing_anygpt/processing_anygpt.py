@@ -17,7 +17,18 @@ from .codec_io import add_acoustic_codes, decode, encode, is_audio, paint
 from .codec_shelf import CodecShelf
 from .conversation import IGNORED, Piece, chat_template_for, encode_pieces, render, render_text, text_only
 from .media import MAX_SECONDS, array_to_image, image_to_array, load_audio, load_image
-from .parts import AudioPart, ImagePart, MusicPart, Part, SpeechPart, TextPart, TranscriptPart, UnfinishedPart, parse
+from .parts import (
+    AudioPart,
+    ImagePart,
+    MusicPart,
+    Part,
+    SpeechPart,
+    TextPart,
+    TranscriptPart,
+    UnfinishedPart,
+    join_items,
+    parse,
+)
 from .vocabulary import ASSISTANT, Modality, codes_to_ids, find_modality, modalities_from_tokenizer, text_ids
 
 AUDIO_PARTS = {"speech": SpeechPart, "music": MusicPart}  # other audio modalities give a plain AudioPart
@@ -354,6 +365,7 @@ class AnyGPTProcessor(ProcessorMixin):
         voice: Any = None,
         steps: int | None = None,
         generator: torch.Generator | None = None,
+        joined: Sequence[str] = (),
     ) -> list[Part]:
         """The ids of one reply (without its prompt) to typed parts, in order.
 
@@ -361,12 +373,16 @@ class AnyGPTProcessor(ProcessorMixin):
             ids: `[L]` tensor, array or list.
             voice, steps: of speech; see `decode_codes`. Pictures are painted with the settings of their decoder.
             generator: of the draws of all decoders.
+            joined: modalities whose items in this reply are pieces of one, such as speech that comes word by word
+                between the words it says: decoded together, after all the text.
 
         Returns:
             TextPart, TranscriptPart, ImagePart, SpeechPart, MusicPart, AudioPart; an item that was cut off before it
             could be decoded is an UnfinishedPart.
         """
         segments = parse(_as_list(ids), self.tokenizer, self.specs)
+        for name in joined:
+            segments = join_items(segments, find_modality(self.specs, name).name)
         parts: list[Any] = [None] * len(segments)
         for spec in self.specs:
             whole = [i for i, s in enumerate(segments) if s.modality == spec.name and s.problem is None]

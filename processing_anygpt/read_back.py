@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from modeling_anygpt.generation_anygpt import resolve_request
 
 from .conversation import IGNORED
-from .parts import Segment, parse
+from .parts import Segment, join_items, parse
 from .vocabulary import END_OF_HUMAN, HUMAN, find_modality
 
 AT_ONCE = 64  # items in a forward pass
@@ -151,11 +151,13 @@ def made_and_asked(
 ) -> tuple[np.ndarray | None, str | None]:
     """The first whole item of `modality` in a reply with the words that it answers; None for what there is not.
 
-    Spoken words are those that the reply wrote before it spoke them. Otherwise they are the request's: what the reply
-    says it heard, or what was typed, without one of the `openings`.
+    Spoken words are those that the reply wrote before it spoke them, all at once or one by one. Otherwise they are the
+    request's: what the reply says it heard, or what was typed, without one of the `openings`.
     """
     segments: list[Segment] = parse(reply, processor.tokenizer, processor.specs)
     own_words = find_modality(processor.specs, modality).has_voice
+    if own_words:
+        segments = join_items(segments, modality)
     before: dict[str, str] = {}
     for segment in segments:
         if segment.modality == modality and segment.problem is None:

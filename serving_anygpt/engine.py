@@ -123,5 +123,6 @@ class Engine:
             )
         reply = output[0, prompt_length:]
         with step("decoding", self.quiet or modalities == ("text",)):
-            parts = self.processor.parse_output(reply, voice=voice)
+            spoken = [name for name in required if find_modality(self.processor.specs, name).has_voice]
+            parts = self.processor.parse_output(reply, voice=voice, joined=spoken)
         return Answer(parts, time.perf_counter() - start, prompt_length, len(reply))

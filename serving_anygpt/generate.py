@@ -20,14 +20,15 @@ def ask(
 ) -> Answer:
     """Asks `engine` for `to`, given content blocks. The demo and the tests use it as the command does.
 
-    A typed request is answered by the thing itself; after a spoken one the model may first write what it heard.
+    A typed request is answered by the thing itself; after a spoken one the model may first write what it heard, and
+    what it says it may write.
     """
     torch.manual_seed(seed)
     content = compose(blocks, to, engine.instructions)
     if voice is not None and to == "speech":
         content = [voice_block(voice, engine.sampling_rate(to)), *content]
-    typed = all(block["type"] == "text" for block in blocks)
-    allowed = (to,) if typed or to == "text" else ("text", to)
+    silent = all(block["type"] == "text" for block in blocks) and to != "speech"
+    allowed = (to,) if silent or to == "text" else ("text", to)
     required = () if to == "text" else (to,)
     return engine.answer([{"role": "user", "content": content}], allowed, required, voice, candidates)
 

@@ -47,7 +47,8 @@ def compose(blocks: list[dict], to: str, instructions: dict = INSTRUCTIONS) -> l
         return [{"type": "text", "text": line} for line in wording[:1]] + media
     text = " ".join(texts)
     wording = instructions.get(("text", to), ["{text}"])
-    if any(opening and text.lower().startswith(f"{opening} ") for opening in openings(wording)):
+    begun = [opening.rstrip(":") for opening in openings(wording)]  # "read this aloud zero two", with a colon or not
+    if any(words and text.lower().startswith((f"{words} ", f"{words}: ")) for words in begun):
         return [{"type": "text", "text": text}]
     return [{"type": "text", "text": wording[0].format(text=text)}]
 

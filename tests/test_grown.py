@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 from training_tools import EMBEDDED, small_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from processing_anygpt import AnyGPTProcessor
 from processing_anygpt.tiny_world import language, voices
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +40,44 @@ def test_what_is_examined_is_not_taught(tmp_path, monkeypatch):
     assert all((tmp_path / row["speech"]).is_file() for name in said for row in parts[name])
     paragraphs = [message["content"] for row in parts["text"] for message in row["messages"]]
     assert len(paragraphs) == 25 and all(len(text) in make_readings.PARAGRAPH for text in paragraphs)
+
+
+def test_a_recording_is_cut_where_its_words_begin(tmp_path):
+    """The codes of the recording stand behind the words, none lost; what can't be cut is left out."""
+    pytest.importorskip("pocketsphinx")
+    if not voices.is_installed("flite_slt"):
+        pytest.skip("needs flite")
+    import word_by_word
+
+    texts = ["one red star", "one xyzzyq", "Two, cats!", "seven purple elephants and a constitution"]
+    for number, text in enumerate(texts):
+        said = "one" if number == 3 else text
+        soundfile.write(tmp_path / f"{number}.wav", voices.say(said, "flite_slt"), 16_000)
+    rows = [{"text": text, "speech": f"{number}.wav"} for number, text in enumerate(texts)]
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--model", str(EMBEDDED), "--instructions", str(ROOT / "train/configs/speech_instructions.yaml")]
+    word_by_word.main([str(data), "--out", str(out), *options])
+    processor = AnyGPTProcessor.from_pretrained(EMBEDDED)
+    made = read(out)
+    assert [row["messages"][0]["content"].endswith(text) for row, text in zip(made, texts[::2], strict=True)]
+    for row, text, number in zip(made, texts[::2], (0, 2), strict=True):
+        reply = row["messages"][1]["content"]
+        assert [block["text"] for block in reply[::2]] == text.split()
+        pieces = [np.array(block["codes"]) for block in reply[1::2]]
+        (whole,) = processor.encode_media("speech", [str(tmp_path / f"{number}.wav")])
+        assert np.array_equal(np.concatenate(pieces, 1), whole)
+        ids = processor.apply_chat_template(row["messages"], tokenize=True)
+        written, spoken = processor.parse_output(ids, joined=("speech",))[-2:]
+        assert written.text.endswith(text) and np.array_equal(spoken.codes[:1], whole)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "one"}\n')
+    with pytest.raises(ValueError, match="bad.jsonl, line 1 is not"):
+        word_by_word.main([str(bad), "--out", str(out), *options])
+    with pytest.raises(ValueError, match="In none of 1 recordings"):
+        bad.write_text(json.dumps(rows[3]) + "\n")
+        word_by_word.main([str(bad), "--out", str(out), *options])
+    assert len(read(out)) == 2
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -86,11 +126,13 @@ def test_smollm2_begins_to_speak(request, tmp_path):
     run("train/start_codes.py", "--model", tmp_path / "any", "--out", start)
     run("train/make_readings.py", "--out", data, "--scale", "0.05", "--backbone", folder)
     options = ["--instructions", "train/configs/speech_instructions.yaml", "--pad-seconds", "0.04", "--workers", "0"]
-    for part in ("phrases", "sentences", "text", "own"):
+    words = [data / "phrases.jsonl", data / "sentences.jsonl", "--model", start, *options[:2]]
+    run("train/word_by_word.py", *words, "--out", data / "said.jsonl")
+    for part in ("sentences", "said", "text", "own"):
         out = data / "rows" / part
         run("train/prepare_data.py", data / f"{part}.jsonl", "--model", start, "--out", out, *options)
-    sources = {"speech": ("sentences", 0.8), "text": ("text", 0.1), "own": ("own", 0.1)}
-    mixture = {name: {"rows": str(data / "rows" / part), "rate": rate} for name, (part, rate) in sources.items()}
+    shares = {"sentences": 0.4, "said": 0.4, "text": 0.1, "own": 0.1}
+    mixture = {part: {"rows": str(data / "rows" / part), "rate": rate} for part, rate in shares.items()}
     changes = {"model": start, "mixture": json.dumps(mixture), "output_dir": tmp_path / "run", "max_steps": 20}
     changes |= {"logging_steps": 2, "save_steps": 20, "max_length": 384, "gradient_accumulation_steps": 1}
     run("train/sft.py", "train/configs/sft_smollm2.yaml", *[w for k, v in changes.items() for w in (f"--{k}", v)])

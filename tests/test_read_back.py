@@ -99,6 +99,9 @@ def test_what_is_asked_for(processor):
         assert made_and_asked(ids, request, "speech", processor, wordings)[1] == "good night"
     assert made_and_asked(reply(speech), "sayings", "speech", processor, wordings)[1] == "sayings"
     assert made_and_asked(reply(said), "draw a star", "image", processor) == (None, None)
+    words = [block for word in ("good", "night") for block in ({"type": "text", "text": word}, speech)]
+    made, asked = made_and_asked(reply(*words), "typed", "speech", processor)  # said word by word
+    assert np.array_equal(made, np.tile(codes["speech"], 2)) and asked == "good night"
 
     messages = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "yes"}]
     content = [{"type": "speech", "codes": codes["speech"]}, {"type": "text", "text": "say: good night"}]

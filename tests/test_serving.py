@@ -99,6 +99,13 @@ def test_compose(blocks, to, expected):
     assert compose([block(*b) for b in blocks], to) == [block(*b) for b in expected]
 
 
+@pytest.mark.parametrize("typed", ["read this aloud zero two", "Read this aloud: zero two"])
+def test_a_request_that_is_phrased_already_stays(typed):
+    """By any checkpoint's wording, with the colon or without."""
+    (asked,) = compose([{"type": "text", "text": typed}], "speech", {("text", "speech"): ["Read this aloud: {text}"]})
+    assert asked["text"] == typed
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("old")

@@ -141,6 +141,19 @@ def align(audio: np.ndarray, text: str) -> np.ndarray | None:
     return halves[::2]
 
 
+def hear_words(audio: np.ndarray, words: list[str]) -> list[float] | None:
+    """Seconds at which `words` begin in audio int16 [T]; None if they, and no others, are not found in it."""
+    aligner = _aligner()
+    try:
+        aligner.set_align_text(" ".join(words))
+    except RuntimeError:  # a word that the dictionary does not have
+        return None
+    _hear(aligner, audio)
+    heard = [(entry.word.partition("(")[0], entry.start_frame / 100) for entry in aligner.seg() or ()]
+    heard = [(word, second) for word, second in heard if word[:1] not in ("<", "[", "")]  # silences and noises
+    return [second for _, second in heard] if [word for word, _ in heard] == words else None
+
+
 def _hear(aligner, audio: np.ndarray) -> None:
     aligner.start_utt()
     aligner.process_raw(audio.tobytes(), full_utt=True)

@@ -7,6 +7,7 @@ model knew is not forgotten. OUT holds
 
   phrases.jsonl     {"text", "speech"}: one to three words, where the words are learned
   sentences.jsonl   {"text", "speech"}: whole sentences
+  words.jsonl       {"text", "speech"}: their words in no order, in which no word follows from those before
   text.jsonl        {"messages"}: paragraphs of the manual that comes with Python
   own.jsonl         {"messages"}: what the backbone writes by itself, the best reminder of what it could
   heldout.jsonl     {"text", "speech"}: sentences that are in none of them, for eval/grown.py
@@ -35,7 +36,7 @@ PHRASES = (
     "the <object> <when>",
 )  # fmt: skip
 PARAGRAPH = range(150, 900)  # characters
-COUNTS = {"phrases": 500, "sentences": 6000, "text": 500, "own": 3008, "heldout": 60}
+COUNTS = {"phrases": 500, "sentences": 6000, "words": 3000, "text": 500, "own": 3008, "heldout": 60}
 OPENINGS = (
     "The", "A", "In", "When", "It", "There", "My", "We", "People", "After", "For", "One", "This", "If", "She", "He",
     "Most", "At", "Every", "To",
@@ -62,6 +63,7 @@ def main(words: list[str]) -> None:
     heldout = sentences(counts["heldout"], studio.rng, held_out=True)
     texts = {"heldout": heldout, "phrases": phrases(counts["phrases"], studio.rng)}
     texts["sentences"] = sentences(counts["sentences"], studio.rng, held_out=False)
+    texts["words"] = jumbled(counts["words"], texts["sentences"], random.Random(f"words-{args.seed}"))
     for name, said in texts.items():
         if name in args.parts:
             rows = ({"text": text, "speech": studio.say(text, args.voice)} for text in said)
@@ -91,6 +93,13 @@ def phrases(count: int, rng: random.Random) -> Iterable[str]:
     found = dict.fromkeys(re.sub(r"<(\w+)>", lambda match: language.expand(match[1], rng), text) for text in drawn)
     # Two digits are no sentence, but one rule may grow: what is examined is never taught.
     return [text for text in found if not language.is_held_out(text)][:count]
+
+
+def jumbled(count: int, said: list[str], rng: random.Random) -> list[str]:
+    """One to six of the words of `said`, drawn by chance."""
+    known = sorted({word for text in said for word in text.split()})
+    drawn = (" ".join(rng.choices(known, k=rng.randint(1, 6))) for _ in range(2 * count))
+    return [text for text in dict.fromkeys(drawn) if not language.is_held_out(text)][:count]
 
 
 def plain_text(count: int, rng: random.Random) -> list[str]:
