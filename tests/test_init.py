@@ -99,6 +99,9 @@ def test_what_comes_from_where(folder, tmp_path):
     settings = json.loads((out / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [1, 4] and settings["pad_token_id"] == 0  # "<eos>" was Gemma's own
     assert settings["modality_presets"] == {"speech": {"temperature": 0.5}, "text": {"top_k": 1}}
+    AutoModelForCausalLM.from_pretrained(out).save_pretrained(tmp_path / "again")  # whoever trains it saves it
+    again = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert again["modality_presets"] == settings["modality_presets"] and again["do_sample"]
     processor = AutoProcessor.from_pretrained(out)
     assert processor.system_prompt == "Be kind."
     assert processor.chat_template.startswith("{{- bos_token -}}")  # this tokenizer puts one, that of `like` does not
