@@ -185,7 +185,7 @@ def parse(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list
 
 
 def join_items(segments: list[Segment], modality: str) -> list[Segment]:
-    """The items of `modality` as one, at the place of the first: codes in order, and before it all the text, in one.
+    """The items of `modality` as one, with all their codes, at the end; before it all the text, in one.
 
     For speech that comes word by word between the words it says. Less than two items are left as they are.
     """
@@ -194,7 +194,7 @@ def join_items(segments: list[Segment], modality: str) -> list[Segment]:
         return segments
     texts = [s.text for s in segments if s.modality == "text"]
     item = Segment(modality, codes=np.concatenate([s.codes for s in pieces], axis=1))
-    others = [s for s in segments if s.modality not in ("text", modality)]
+    others = [s for s in segments if s.modality != "text" and (s.modality != modality or s.problem)]
     return [*others, *([Segment("text", text=" ".join(texts))] if texts else []), item]
 
 
