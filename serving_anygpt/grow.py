@@ -234,8 +234,8 @@ def grown(weight: torch.Tensor, rows: int, old: torch.Tensor, new: torch.Tensor,
 def generation_config(old: GenerationConfig, config: AnyGPTConfig, presets: dict) -> GenerationConfig:
     """The backbone's settings for text, the presets of `like` for what its table has, and every end of a reply."""
     new = GenerationConfig.from_dict(old.to_dict())
-    # A backbone without a file of its own: `save_pretrained` would make the settings again from the model's config, and
-    # lose these, the next time that somebody trains and saves.
+    # If the backbone had no such file, `save_pretrained` would make the settings again from the model's config,
+    # and lose these, the next time that somebody trains and saves.
     new._from_model_config = False
     ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
     new.eos_token_id = list(dict.fromkeys([config.eos_token_id, *(i for i in ends if i is not None)]))

@@ -56,8 +56,10 @@ def test_the_best_of_the_samples_is_kept(model, processor):
     start = inputs["input_ids"].shape[1]
     for row, group, request in zip(best, samples.view(2, 4, -1), requests, strict=True):
         codes = [processor.parse_output(sample[start:])[0].codes for sample in group]
-        scores = read_back(model, processor, "image", codes, [request] * 4, QUESTION)
-        assert torch.equal(row, group[scores.argmax()][: len(row)])
+        scene = request.removeprefix("draw ").removeprefix("show me ")  # no picture tells how it was asked for
+        scores = read_back(model, processor, "image", codes, [scene] * 4, QUESTION)
+        chosen = next(i for i, sample in enumerate(group) if torch.equal(row, sample[: len(row)]))
+        assert scores[chosen] > scores.max() - 1e-3  # two may be told as surely, but for the rounding of the batch
 
 
 def test_one_candidate_is_generate(model, processor):
