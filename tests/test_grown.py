@@ -149,3 +149,31 @@ def test_smollm2_begins_to_speak(request, tmp_path):
     key = "model.embed_tokens.weight"
     assert torch.equal(trained[key][:49000], first[key][:49000])  # words; codes have moved
     assert not torch.equal(trained[key], first[key])
+
+
+def test_checkpoints_are_mixed(tmp_path):
+    """The mean of two, three quarters of the way from a third; embeddings the whole way; unfit ones are refused."""
+    import mix
+
+    for seed, name in enumerate(("base", "a", "b")):
+        model = AutoModelForCausalLM.from_pretrained(small_checkpoint(tmp_path / name))
+        torch.manual_seed(seed)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight)
+        model.save_pretrained(tmp_path / name)
+    base, a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "a", "b"))
+    words = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "mixed")]
+    mix.main([*words, "--base", str(tmp_path / "base"), "--share", "0.75"])
+    mixed = load_file(tmp_path / "mixed" / "model.safetensors")
+    for name, weight in mixed.items():
+        mean = (a[name] + b[name]) / 2
+        share = 1 if "embed_tokens" in name or "lm_head" in name else 0.75
+        assert torch.allclose(weight, base[name] + share * (mean - base[name]), atol=1e-6)
+    with pytest.raises(ValueError, match="exists already"):
+        mix.main(words)
+    words[-1] = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="A share of 0 to below 1 goes with a base"):
+        mix.main([*words, "--share", "0.5"])
+    small_checkpoint(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(ValueError, match="wide has other weights"):
+        mix.main([str(tmp_path / "wide") if word == str(tmp_path / "b") else word for word in words])

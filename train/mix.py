@@ -1,0 +1,64 @@
+"""Mix checkpoints: the mean of several, or part of the way to it from the weights that they started from.
+
+  python train/mix.py runs/a/model runs/b/model --base data/smollm2_start --share 0.92 --out runs/mixed
+
+Runs that went on from one another agree better than each alone (M. Wortsman et al. 2022, "Model soups"); and who goes
+back a little of the way that fine-tuning went gets back more of what was forgotten than is lost of what was learned
+("Robust fine-tuning of zero-shot models", arXiv 2109.01903). The embeddings go the whole way: rows of new codes have
+nothing to go back to.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from assemble_tiny import mean_of
+from merge import whole_folder
+from recipe import ModelRecipe, load_model, load_processor
+from settings import run_script
+from transformers import PreTrainedModel
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="checkpoints of one shape")
+    parser.add_argument("--base", help="checkpoint that they were trained from; with --share")
+    parser.add_argument("--share", type=float, default=1.0, help="of the way from the base, 0 to 1 (default: 1)")
+    parser.add_argument("--out", required=True, type=Path, help="new folder")
+    args = parser.parse_args(words)
+    if args.out.exists():
+        raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
+    if not 0 <= args.share <= 1 or (args.share < 1) != (args.base is not None):
+        raise ValueError(f"Got --share {args.share} and --base {args.base}. A share of 0 to below 1 goes with a base.")
+    processor = load_processor(args.models[0])
+    paths = [*args.models, *([args.base] if args.base else [])]
+    loaded = [load_model(ModelRecipe(model=path), seed=0) for path in paths]
+    for path, model in zip(paths, loaded, strict=True):
+        if shapes(model) != shapes(loaded[0]):
+            raise ValueError(f"{path} has other weights than {paths[0]}. Only checkpoints of one shape can be mixed.")
+    base = loaded.pop() if args.base else None
+    mixed = mean_of(loaded)
+    if base is not None:
+        go_back(mixed, base, args.share)
+    with whole_folder(args.out) as folder:
+        mixed.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    print(f"saved {args.out}")
+
+
+def shapes(model: PreTrainedModel) -> dict:
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+@torch.no_grad()
+def go_back(model: PreTrainedModel, base: PreTrainedModel, share: float) -> None:
+    """Sets the weights of `model` to base + share * (model - base), but those of the embeddings."""
+    whole = {id(matrix.weight) for matrix in (model.get_input_embeddings(), model.get_output_embeddings())}
+    start = dict(base.named_parameters())
+    for name, weight in model.named_parameters():
+        if id(weight) not in whole:
+            weight.copy_(start[name].lerp(weight, share))
+
+
+if __name__ == "__main__":
+    run_script(main)
