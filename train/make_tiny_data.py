@@ -231,12 +231,13 @@ def alignment_rows(rows: Rows, args, split: str, rng: random.Random):
             if modality == "music" and split == "train":
                 items = balanced(items)
             made = [(instruction("text", modality, rng, request(text, rng)), codes) for text, codes in items]
-            rows.write(make, split, (turn([asked], [block(modality, codes)]) for asked, codes in made))
+            tasks = {make: made}
+            if modality == "music" and split == "train":  # of the six the one that is played as another most often
+                tasks["play_guitar"] = [(asked, codes) for asked, codes in made if "on the guitar" in asked]
+            for task, pairs in tasks.items():
+                rows.write(task, split, (turn([asked], [block(modality, codes)]) for asked, codes in pairs))
             if split == "train":
                 read_back_rows(rows, make, modality, made)
-            if modality == "music" and split == "train":  # of the six the one that is played as another most often
-                guitars = [(asked, codes) for asked, codes in made if "on the guitar" in asked]
-                rows.write("play_guitar", split, (turn([asked], [block(modality, codes)]) for asked, codes in guitars))
 
 
 def speech_rows(rows: Rows, tasks: tuple[str, str], split: str, speech: list, by_voice: dict, rng: random.Random):

@@ -41,6 +41,19 @@ def whole_or_nothing(folder: Path):
         raise
 
 
+def refuse_existing(folder: Path) -> None:
+    """Before hours of work that would end in it."""
+    if folder.exists():
+        raise ValueError(f"{folder} exists already. Give the name of a new folder, or remove it.")
+
+
+def save_whole(model, processor, out: Path) -> None:
+    """A complete checkpoint in `out`, or nothing."""
+    with whole_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
 def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
     """Writes base + adapter with the base's processor and codecs to `out`, whole or not at all."""
     processor = load_processor(base)
@@ -58,10 +71,7 @@ def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
         raise ValueError(
             f"The adapter {adapter} does not fit {base}: {first} Give the --base it was trained on."
         ) from error
-    merged = model.merge_and_unload()
-    with whole_folder(out) as folder:
-        merged.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    save_whole(model.merge_and_unload(), processor, out)
 
 
 def save_model(trainer, recipe: ModelRecipe) -> None:
@@ -99,9 +109,7 @@ def export(weights: Path, recipe: ModelRecipe, out: Path) -> None:
     processor = load_processor(recipe.model)
     # FSDP2 gathers a tied matrix twice; a loaded model is saved with one.
     model = load_model(ModelRecipe(model=str(weights), dtype=recipe.export_dtype or recipe.dtype), seed=0)
-    with whole_folder(out) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    save_whole(model, processor, out)
 
 
 def main(words: list[str]):
@@ -111,8 +119,7 @@ def main(words: list[str]):
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(words)
-    if args.out.exists():
-        raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
+    refuse_existing(args.out)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (Path(args.adapter) / name).is_file():
             raise ValueError(f"{args.adapter} is no adapter: it has no {name}.")

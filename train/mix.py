@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from assemble_tiny import mean_of
-from merge import whole_folder
+from merge import refuse_existing, save_whole
 from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
 from transformers import PreTrainedModel
@@ -26,8 +26,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the way from the base, 0 to 1 (default: 1)")
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     args = parser.parse_args(words)
-    if args.out.exists():
-        raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
+    refuse_existing(args.out)
     if not 0 <= args.share <= 1 or (args.share < 1) != (args.base is not None):
         raise ValueError(f"Got --share {args.share} and --base {args.base}. A share of 0 to below 1 goes with a base.")
     processor = load_processor(args.models[0])
@@ -40,9 +39,7 @@ def main(words: list[str]) -> None:
     mixed = mean_of(loaded)
     if base is not None:
         go_back(mixed, base, args.share)
-    with whole_folder(args.out) as folder:
-        mixed.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    save_whole(mixed, processor, args.out)
     print(f"saved {args.out}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from codebook_init import project, speech_codebook
 from make_codec_data import PHONES
-from merge import whole_folder
+from merge import refuse_existing, save_whole
 from recipe import ModelRecipe, load_model, load_processor, vocabulary_rows
 from settings import run_script
 
@@ -34,14 +34,11 @@ def main(words: list[str]) -> None:
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
-    if args.out.exists():
-        raise ValueError(f"{args.out} exists already. Give the name of a new folder, or remove it.")
+    refuse_existing(args.out)
     processor = load_processor(args.model)
     model = load_model(ModelRecipe(model=args.model), args.seed)
     start(model, processor.tokenizer, Path(args.model), np.random.default_rng(args.seed))
-    with whole_folder(args.out) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    save_whole(model, processor, args.out)
     print(f"saved {args.out}")
 
 

@@ -17,14 +17,14 @@ import re
 from pathlib import Path
 
 import numpy as np
-from make_codec_data import hear_words
+from make_codec_data import hear_words, to_frames
+from make_lesson import write_lines
 from recipe import load_processor
 from settings import run_script
 from tqdm import tqdm
 
 from processing_anygpt.instructions import choose, load_instructions
 from processing_anygpt.media import load_audio
-from processing_anygpt.rows import write_whole
 from processing_anygpt.vocabulary import find_modality
 
 RATE = 16_000  # Hz, of the aligner
@@ -44,21 +44,22 @@ def main(words: list[str]) -> None:
     processor = load_processor(args.model)
     frame_rate = find_modality(processor.specs, "speech").frame_rate
     asked = load_instructions([spec.name for spec in processor.specs], args.instructions)
-    lines = []
+    conversations = []
     for start in tqdm(range(0, len(items), BATCH), unit=" batches"):
         batch = items[start : start + BATCH]
-        encoded = processor.encode_media("speech", [path for _, path in batch])
-        for number, ((text, path), codes) in enumerate(zip(batch, encoded, strict=True), start):
-            content = pieces(text, np.asarray(codes), begins(text, path), frame_rate)
+        waves = [load_audio(path, RATE) for _, path in batch]
+        encoded = processor.encode_media("speech", [(wave, RATE) for wave in waves])
+        for number, ((text, _), wave, codes) in enumerate(zip(batch, waves, encoded, strict=True), start):
+            content = pieces(text, codes, begins(text, wave), frame_rate)
             if content:
                 request = choose(asked, "text->speech", args.seed, f"{number} {text}").format(text=text)
                 turns = [{"role": "user", "content": request}, {"role": "assistant", "content": content}]
-                lines.append(json.dumps({"messages": turns}) + "\n")
-    if not lines:
+                conversations.append({"messages": turns})
+    if not conversations:
         raise ValueError(f"In none of {len(items)} recordings were the words of its text found. Are they English?")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.out, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
-    print(f"{args.out}: {len(lines)} recordings, {len(items) - len(lines)} left out")
+    write_lines(args.out, conversations)
+    print(f"{len(items) - len(conversations)} recordings left out")
 
 
 def read_items(path: Path) -> list[tuple[str, str]]:
@@ -73,10 +74,10 @@ def read_items(path: Path) -> list[tuple[str, str]]:
     return items
 
 
-def begins(text: str, path: str) -> list[float] | None:
-    """Seconds at which the words of `text`, split at spaces, begin in the recording; None where they are not found."""
+def begins(text: str, wave: np.ndarray) -> list[float] | None:
+    """Seconds at which the words of `text`, split at spaces, begin in wave [T]; None where they are not found."""
     plain = [re.sub(r"[^a-z']", "", word.lower()) for word in text.split()]
-    return hear_words(np.round(load_audio(path, RATE) * 32767).astype(np.int16), plain) if all(plain) else None
+    return hear_words(to_frames(wave), plain) if all(plain) else None
 
 
 def pieces(text: str, codes: np.ndarray, seconds: list[float] | None, frame_rate: float) -> list[dict]:
