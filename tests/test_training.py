@@ -95,15 +95,20 @@ def train(script, line: list[str], stop: bool = False) -> list[dict]:
 
 RUNS = {
     "sft": {"heldout": "{music: {rows: MUSIC}}", "eval_strategy": "steps", "eval_steps": 3},
-    "pretrain": {"lora_r": 4, "lora_vocabulary": "rows", "lora_dropout": 0.1},
-    "dpo": {"pairs": "PAIRS", "lora_r": 4, "lora_dropout": 0.1, "per_device_train_batch_size": 2},
+    "pretrain": {
+        "lora_r": 4,
+        "lora_vocabulary": "rows",
+        "lora_dropout": 0.1,
+        "mixture": "{speech: {rows: SPEECH, rate: 0.7}, music: {rows: MUSIC, rate: 0.3, keep: true}}",
+    },
+    "dpo": {"pairs": "PAIRS.parquet", "lora_r": 4, "lora_dropout": 0.1, "per_device_train_batch_size": 2},
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(name, workshop, tmp_path, scripts):
     changes = {
-        key: str(value).replace("MUSIC", str(workshop / "music")).replace("PAIRS", str(workshop / "pairs.parquet"))
+        key: re.sub("[A-Z]{5,}", lambda found: str(workshop / found[0].lower()), str(value))
         for key, value in RUNS[name].items()
     }
     script = scripts(name)
@@ -143,6 +148,26 @@ def test_losses_fall_and_are_told_by_modality(workshop, tmp_path, scripts):
         assert hits == pytest.approx(entry["mean_token_accuracy"], abs=0.1)
     (heldout,) = [entry for entry in log if "eval_music_loss" in entry]
     assert heldout["eval_music_share_music"] > 0.9 and "eval_music_share_image" not in heldout
+
+
+@pytest.mark.parametrize("folder", ["model", "tied"])
+@pytest.mark.parametrize("vocabulary", ["rows", "all"])
+def test_what_is_kept_stays_while_the_rest_is_learned(folder, vocabulary, workshop, tmp_path, scripts):
+    changes = {"model": workshop / folder, "lora_r": 8, "lora_vocabulary": vocabulary, "learning_rate": 3e-2}
+    changes |= {"max_steps": 16, "save_strategy": "no", "max_grad_norm": 1}
+    change, logs = {}, {}
+    for keep in (True, False):
+        mixture = {"speech": {"rows": str(workshop / "speech"), "rate": 0.5}}
+        mixture["music"] = {"rows": str(workshop / "music"), "rate": 0.5, "keep": keep}
+        line = words(workshop, tmp_path / str(keep), **changes, mixture=json.dumps(mixture))
+        logs[keep] = [entry for entry in train(scripts("sft"), line) if "loss" in entry]
+        first, last = logs[keep][0], logs[keep][-1]
+        change[keep] = {name: last[f"loss_{name}"] - first[f"loss_{name}"] for name in ("speech", "music")}
+    assert change[True]["speech"] < -3 and change[False]["speech"] < -3
+    assert change[False]["music"] < -3  # as samples they are learned
+    assert abs(change[True]["music"]) < 1  # random weights say anything, and go on to
+    assert logs[True][0]["kept"] == pytest.approx(0, abs=1e-6) and 0 < logs[True][-1]["kept"] < 1
+    assert not any("kept" in entry for entry in logs[False])
 
 
 def test_the_saved_model_is_complete(workshop, tmp_path, scripts):
@@ -327,6 +352,9 @@ ERRORS = {
     "no weights": ({"model": "WORKSHOP/hollow"}, "has no usable weights"),
     "other weights": ({"model": "WORKSHOP/unfit"}, "do not fit its config.json"),
     "no rows": ({"mixture": "{a: {rows: WORKSHOP, rate: 1}}"}, "has no manifest.json"),
+    "kept without an adapter": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}"}, "Add lora_r"),
+    "kept by halves": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: 0.5}}"}, "keep true or false"),
+    "kept for examination": ({"heldout": "{a: {rows: WORKSHOP/speech, keep: true}}"}, "mixture only"),
     "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),
     "rate of letters": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: lots}}"}, "rate a number"),
     "broken mixture": ({"mixture": "{a: {rows"}, "mixture is no YAML"),

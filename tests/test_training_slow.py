@@ -20,15 +20,30 @@ ROOT = Path(__file__).parent.parent
 STEPS = 20
 
 
-@pytest.mark.parametrize(("tied", "lora"), [(False, 0), (True, 0), (False, 4)])
-def test_two_processes_with_fsdp2_train_as_one(tied, lora, tmp_path):
-    """20 steps: two processes with shards of the weights and a pack each, one process with two packs a step."""
+FSDP2 = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "train/configs/accelerate_fsdp2.yaml")]
+FSDP2 += ["--num_processes", "2", "--main_process_port", "0", str(ROOT / "tests/fsdp_on_cpu.py")]
+REPLICAS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+WAYS = {
+    "fsdp2": (FSDP2, False, {}, False),
+    "fsdp2, tied": (FSDP2, True, {}, False),
+    "fsdp2, lora": (FSDP2, False, {"lora_r": 4}, False),
+    "replicas, lora, kept rows": (REPLICAS, True, {"lora_r": 4, "lora_vocabulary": "all"}, True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_as_one(way, tmp_path):
+    """20 steps: two processes with a pack each and shards of the weights or all of them, one with two packs a step."""
+    launch, tied, lora, keep = WAYS[way]
     small_checkpoint(tmp_path / "model", tied=tied)
-    random_rows(tmp_path / "speech", "speech", 60, (5, 40))
-    mixture = json.dumps({"speech": {"rows": str(tmp_path / "speech"), "rate": 1}})
+    mixture = {}
+    for name, codes in (("speech", (5, 40)), ("music", (20, 60))):
+        random_rows(tmp_path / name, name, 60, codes)
+        mixture[name] = {"rows": str(tmp_path / name), "rate": 1, "keep": keep and name == "music"}
+    mixture = json.dumps(mixture)
     settings = {"model": tmp_path / "model", "mixture": mixture, "use_cpu": True, "data_cache": tmp_path / "cache"}
     settings |= {"max_length": 128, "max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1}
-    settings |= {"learning_rate": 1e-2, "lora_r": lora}
+    settings |= {"learning_rate": 1e-2} | lora
 
     def run(launcher: list[str], **changes) -> tuple[list[float], dict]:
         out = changes["output_dir"]
@@ -40,14 +55,11 @@ def test_two_processes_with_fsdp2_train_as_one(tied, lora, tmp_path):
         losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
         return losses, load_file(out / "model" / "model.safetensors")
 
-    config = ROOT / "train" / "configs" / "accelerate_fsdp2.yaml"
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
-    launch += ["--main_process_port", "0", str(ROOT / "tests" / "fsdp_on_cpu.py")]
     two, weights_of_two = run(launch, output_dir=tmp_path / "two")
     one, weights_of_one = run([], output_dir=tmp_path / "one", gradient_accumulation_steps=2)
-    assert (tmp_path / "two" / f"checkpoint-{STEPS}" / "pytorch_model_fsdp_0").is_dir()  # it was FSDP
+    assert (tmp_path / "two" / f"checkpoint-{STEPS}" / "pytorch_model_fsdp_0").is_dir() == (launch is FSDP2)
     worst = max(abs(a - b) for a, b in zip(one, two, strict=True))
-    print(f"tied {tied}, LoRA {lora}: largest difference of {STEPS} losses {worst}")
+    print(f"{way}: largest difference of {STEPS} losses {worst}")
     assert len(one) == STEPS and one[-1] < one[0] and worst < 1e-4
     assert weights_of_one.keys() == weights_of_two.keys()
     assert all(torch.allclose(weights_of_one[key], weights_of_two[key], atol=1e-4) for key in weights_of_one)

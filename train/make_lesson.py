@@ -38,8 +38,10 @@ RATE = 16_000  # Hz, speech and music
 # new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests.
 COUNTS = {
     "word": (60, 10), "old": (200, 20), "voice": (300, 50), "object": (1500, 100), "scenes": (1500, 150),
-    "instrument": (300, 40), "tunes": (900, 60), "asked": (240, 20),
+    "instrument": (300, 40), "tunes": (900, 60), "asked": (400, 20),
 }  # fmt: skip
+REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
+READ = 0.5  # share of the conversations with a written reply that is kept: to read is learned sooner than to make
 PROMPTS = 12  # recordings of a second of each voice to speak after
 SAMPLES = 4  # of three seconds, to examine with
 
@@ -68,9 +70,16 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
         "old_tunes": list(tune_rows(studio, False, train["tunes"])),
         "old_asked": list(request_rows(studio, train["asked"])),
     }
+    thin = random.Random(seed)
     for name, conversations in lessons.items():
-        write_lines(out / f"{name}.jsonl", ({"messages": messages} for messages in conversations))
+        taught = (messages for messages in conversations if makes(messages) or thin.random() < READ)
+        write_lines(out / f"{name}.jsonl", ({"messages": messages} for messages in taught))
     write_lines(out / "heldout.jsonl", examination(studio, held_out))
+
+
+def makes(messages: list[dict]) -> bool:
+    """Whether the reply of a conversation holds a medium."""
+    return any(part["type"] != "text" for part in messages[-1]["content"])
 
 
 class Studio:
@@ -204,7 +213,7 @@ def request_rows(studio: Studio, count: int) -> Iterable[list[dict]]:
     """Spoken requests for pictures, tunes and sentences of the old world."""
     for voice in voices.TRAINING_VOICES:
         for i in range(count):
-            text = request(["picture_request", "tune_request", "speech_request"][i % 3], studio.rng, False)
+            text = request(REQUESTS[i % len(REQUESTS)], studio.rng, False)
             inner = language.core(text)
             if text.startswith("say "):
                 answer = [inner, block("speech", studio.say(inner, voice))]

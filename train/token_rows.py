@@ -50,10 +50,11 @@ def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Da
 
 
 class PackReader:
-    """Turns numbers of packs into what TRL's collator takes: ids, labels, and the lengths of the rows in a pack."""
+    """Turns numbers of packs into what TRL's collator takes: ids, labels, and the lengths of the rows in a pack; and
+    with `kept`, bool [rows], whether each id is of such a row (keeping.py)."""
 
-    def __init__(self, rows: Dataset, packs, learn: str):
-        self.rows, self.packs, self.learn = rows.with_format("arrow"), packs, learn
+    def __init__(self, rows: Dataset, packs, learn: str, kept: np.ndarray | None = None):
+        self.rows, self.packs, self.learn, self.kept = rows.with_format("arrow"), packs, learn, kept
 
     def __call__(self, batch: dict) -> dict[str, list]:
         out = {"input_ids": [], "labels": [], "seq_lengths": []}
@@ -65,9 +66,12 @@ class PackReader:
             learned = ids if self.learn == "all" else labels
             out["labels"].append(learned.flatten().to_numpy().astype(np.int64))
             out["seq_lengths"].append(ids.value_lengths().to_pylist())
+            if self.kept is not None:
+                kept = np.repeat(self.kept[self.packs[index]], out["seq_lengths"][-1])
+                out.setdefault("kept", []).append(kept.tolist())
         return out
 
 
-def pack_dataset(rows: Dataset, packs, count: int, learn: str) -> Dataset:
+def pack_dataset(rows: Dataset, packs, count: int, learn: str, kept: np.ndarray | None = None) -> Dataset:
     """A data set of `count` packs, read when asked for."""
-    return Dataset.from_dict({"pack": range(count)}).with_transform(PackReader(rows, packs, learn))
+    return Dataset.from_dict({"pack": range(count)}).with_transform(PackReader(rows, packs, learn, kept))

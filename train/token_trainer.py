@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import yaml
 from budget import needs_checkpointing
 from datasets import Dataset, concatenate_datasets
+from keeping import Keeper, kept_positions
 from merge import save_model, whole_or_nothing
 from peft.tuners.lora import LoraLayer
 from recipe import (
@@ -33,7 +35,10 @@ class RowsRecipe(ModelRecipe):
     """What the trainers of rows ask for."""
 
     mixture: str = field(
-        metadata={"help": "{name: {rows: FOLDER, rate: SHARE OF THE IDS, tasks: [only these]}}; tasks may be left out"}
+        metadata={
+            "help": "{name: {rows: FOLDER, rate: SHARE OF THE IDS, tasks: [only these], keep: true}}; the last two "
+            "may be left out. keep: with an adapter, learn what the model said before, not the labels"
+        }
     )
     heldout: str = field(default="{}", metadata={"help": "{name: {rows: FOLDER}}, evaluated one by one"})
     heldout_rows: int = field(default=200, metadata={"help": "rows of each held-out folder to evaluate on"})
@@ -54,17 +59,24 @@ class RowsRecipe(ModelRecipe):
             for name, source in sources.items() if isinstance(sources, dict) else [("", sources)]:
                 if not is_source(source, needed):
                     raise ValueError(
-                        f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks if wanted. rows is a "
-                        "folder, rate a number, tasks a list."
+                        f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks and (mixture only) keep "
+                        "if wanted. rows is a folder, rate a number, tasks a list, keep true or false."
                     )
+        if self.keeps and not self.lora_r:
+            raise ValueError("mixture: keep needs an adapter that can be switched off. Add lora_r, or leave keep out.")
+
+    @property
+    def keeps(self) -> bool:
+        return any(source.get("keep") for source in self.mixture.values())
 
 
 def is_source(source, needed: set[str]) -> bool:
     """Whether an entry of `mixture` or `heldout` has the keys that it must and may have, and values of their types."""
-    if not isinstance(source, dict) or not needed <= set(source) <= needed | {"tasks"}:
+    allowed = needed | {"tasks"} | ({"keep"} if "rate" in needed else set())
+    if not isinstance(source, dict) or not needed <= set(source) <= allowed:
         return False
-    rate, tasks = source.get("rate", 1), source.get("tasks", [])
-    return isinstance(source["rows"], str) and isinstance(rate, int | float) and isinstance(tasks, list)
+    types = {"rows": str, "rate": int | float, "tasks": list, "keep": bool}
+    return all(isinstance(value, types[key]) for key, value in source.items())
 
 
 @dataclass
@@ -150,11 +162,22 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
         super().__init__(**arguments)
         self.meter = ModalityMeter(config)
         self.model.register_forward_hook(self.meter, with_kwargs=True)
+        self.keeper = Keeper(self.model, self.meter)
+        collate = self.data_collator
+        self.data_collator = lambda packs: collate(packs) | kept_positions(packs)
         head = self.model.get_output_embeddings()
         if not hasattr(head, "bias"):  # PEFT's wrapper of trainable rows, of which TRL reads the bias
             head.bias = None
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        kept = inputs.pop("kept", None)
+        if kept is not None and kept.any():
+            model = partial(self.keeper, model, kept)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs.update(self.keeper.read(self.accelerator))
         prefix = next((key.removesuffix("runtime") for key in logs if key.endswith("_runtime")), "")  # eval_NAME_
         means = self.meter.read(self.model.training, self.accelerator)
         logs.update({prefix + key: value for key, value in means.items()})
@@ -165,6 +188,8 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     """The trainer of a recipe, and the checkpoint to go on from. Wrong settings show here, before any training."""
     if recipe.lora_vocabulary == "rows" and is_sharded(config):
         raise ValueError("lora_vocabulary: PEFT can't train single rows of sharded matrices. Allowed: frozen, all.")
+    if recipe.keeps and is_sharded(config):
+        raise ValueError("mixture: keep was never tried with sharded weights. Train without FSDP, or leave keep out.")
     checkpoint = prepare_output(config.output_dir, recipe.resume)
     processor = load_processor(recipe.model)
     opened = {
@@ -179,7 +204,9 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     model = load_model(recipe, config.seed, "cpu" if is_sharded(config) else config.device)
     speed_up(model, recipe)
     rows = concatenate_datasets([rows for rows, _ in opened.values()])
-    train = pack_dataset(rows, plan, config.max_steps * packs_per_step, recipe.learn)
+    sources = zip(recipe.mixture.values(), opened.values(), strict=True)
+    kept = np.concatenate([np.full(len(lengths), source.get("keep", False)) for source, (_, lengths) in sources])
+    train = pack_dataset(rows, plan, config.max_steps * packs_per_step, recipe.learn, kept if recipe.keeps else None)
     heldout = {
         name: heldout_packs(name, source, recipe, config, processor.tokenizer)
         for name, source in recipe.heldout.items()
