@@ -8,7 +8,8 @@ Three questions about SmolLM2 after `make smollm2-speech`, on sentences of the t
   asr   words wrong in what it writes down
   tts   words wrong in what it says, as pocketsphinx hears it with the world's grammar; "codec" is the same for the
         recording's own codes through the same decoder, the best it could do, and "original" for the recording. The
-        reply may write words between its sounds (train/word_by_word.py); what is judged is the sound, joined
+        reply may write words between its sounds (train/word_by_word.py); what is judged is the sound, joined. With
+        --candidates the best of several, in which the model itself most surely hears what it was given to say
   text  perplexity of plain English (eval/plain_english.txt, written for this) and of a licence, before and after
 
 "Before" is the backbone as it came, with its own vocabulary; "after" also pays for what codes take from text.
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout too
 import judge_speech  # noqa: E402
 from console import run_script  # noqa: E402
 
+from processing_anygpt import generate_best  # noqa: E402
 from processing_anygpt.rows import write_whole  # noqa: E402
 from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
 
@@ -47,6 +49,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--backbone", default="data/smollm2", help="what was grown (default: data/smollm2)")
     parser.add_argument("--data", type=Path, default=Path("data/readings"), help="folder of train/make_readings.py")
     parser.add_argument("--texts", nargs="+", type=Path, default=TEXTS, help="plain text that was not trained on")
+    parser.add_argument(
+        "--candidates", type=int, default=1, help="spoken replies to choose from, by what it hears in them"
+    )
     parser.add_argument("--limit", type=int, help="held-out sentences, for a trial (default: all)")
     parser.add_argument("--out", type=Path, help="JSON file, with every answer")
     args = parser.parse_args(argv)
@@ -62,7 +67,7 @@ def main(argv: list[str]) -> None:
         after = perplexity(model, processor.tokenizer, text)
         change = 100 * (after / before[name] - 1)
         report["perplexity"][name] = {"before": before[name], "after": after, "change_percent": change}
-    answers = speech_answers(model, processor, items)
+    answers = speech_answers(model, processor, items, args.candidates)
     said = [item["text"] for item in items]
     report |= {f"{name}_wer": judge_speech.word_error_rate(said, heard) for name, heard in answers.items()}
     print(json.dumps(report, indent=1))
@@ -97,7 +102,7 @@ def perplexity(model: Any, tokenizer: Any, text: str) -> float:
     return float(torch.exp(torch.tensor(loss / count)))
 
 
-def speech_answers(model: Any, processor: Any, items: list[dict]) -> dict[str, list[str]]:
+def speech_answers(model: Any, processor: Any, items: list[dict], candidates: int) -> dict[str, list[str]]:
     """What was written down ("asr"), and what pocketsphinx heard of "tts", "codec" and "original"."""
     answers: dict[str, list[str]] = {"asr": [], "tts": [], "codec": [], "original": []}
     for start in range(0, len(items), BATCH):
@@ -106,7 +111,7 @@ def speech_answers(model: Any, processor: Any, items: list[dict]) -> dict[str, l
         asked = [[text(ASR), {"type": "speech", "codes": item}] for item in codes]
         answers["asr"] += [words_of(reply) for reply in replies(model, processor, asked, "text", 40)]
         asked = [[text(TTS + item["text"])] for item in batch]
-        spoken = [heard_in(reply) for reply in replies(model, processor, asked, "speech", 400)]
+        spoken = [heard_in(reply) for reply in replies(model, processor, asked, "speech", 400, candidates)]
         answers["tts"] += spoken
         answers["codec"] += [heard_in([part]) for part in processor.decode_codes("speech", codes)]
         answers["original"] += [judge_speech.transcribe(recording(item["speech"])) for item in batch]
@@ -118,7 +123,9 @@ def text(words: str) -> dict:
 
 
 @torch.inference_mode()
-def replies(model: Any, processor: Any, contents: list[list[dict]], modality: str, longest: int) -> list[list]:
+def replies(
+    model: Any, processor: Any, contents: list[list[dict]], modality: str, longest: int, candidates: int = 1
+) -> list[list]:
     """Parts of the reply to each user turn."""
     torch.manual_seed(0)
     ids = processor.apply_chat_template(
@@ -127,7 +134,8 @@ def replies(model: Any, processor: Any, contents: list[list[dict]], modality: st
     )  # fmt: skip
     required = () if modality == "text" else (modality,)
     wanted = {"output_modalities": ("text", *required), "required_modalities": required}
-    output = model.generate(**ids, **wanted, max_new_tokens=longest, modality_presets=PRESETS)
+    best = {"candidates": candidates, "instruction": ASR, "openings": [TTS.strip()]}
+    output = generate_best(model, processor, **ids, **wanted, **best, max_new_tokens=longest, modality_presets=PRESETS)
     return [processor.parse_output(reply, joined=required) for reply in output[:, ids["input_ids"].shape[1] :]]
 
 

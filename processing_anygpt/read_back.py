@@ -32,6 +32,7 @@ def generate_best(
     attention_mask: torch.Tensor | None = None,
     candidates: int | None = None,
     instruction: str | None = None,
+    openings: Sequence[str] | None = None,
     **options,
 ) -> torch.Tensor:
     """`model.generate`, with the best of several replies for each prompt where one item is asked for.
@@ -40,8 +41,9 @@ def generate_best(
         input_ids: ids of prompts that end where a reply begins, `[B, L]`; attention_mask: as `generate` takes it.
         candidates: replies to choose from. None: what the checkpoint says (`read_back` of its generation config, a
             dict of `candidates`, `instruction` and `openings` for each modality), else 1, which is `generate` itself.
-            Openings ("draw", "read this aloud") begin a request; no item tells them, so they are left out.
         instruction: what an item is shown back with; the answer is the request. None: what the checkpoint says.
+        openings: "draw", "read this aloud", in lower case: how requests begin. No item tells them, so they are left
+            out, and what follows is what a spoken reply has to say. None: what the checkpoint says, else none.
         options: of `generate`.
 
     Returns:
@@ -84,7 +86,7 @@ def generate_best(
     output = model.generate(**prompt, **(options | sampling))
     replies = output[:, input_ids.shape[1] :].tolist()
     requests = [request_text(ids, processor) for ids in input_ids.tolist() for _ in range(count)]
-    openings = stored.get("openings", ())
+    openings = stored.get("openings", ()) if openings is None else openings
     items = [made_and_asked(r, t, required[0], processor, openings) for r, t in zip(replies, requests, strict=True)]
     whole = [i for i, (codes, text) in enumerate(items) if codes is not None and text]
     scores = torch.full([len(items)], float("-inf"), device=output.device)
@@ -151,8 +153,8 @@ def made_and_asked(
 ) -> tuple[np.ndarray | None, str | None]:
     """The first whole item of `modality` in a reply with the words that it answers; None for what there is not.
 
-    Spoken words are those that the reply wrote before it spoke them, all at once or one by one. Otherwise they are the
-    request's: what the reply says it heard, or what was typed, without one of the `openings`.
+    They are the request's, what the reply says it heard or what was typed, without one of the `openings`. Words that a
+    reply wrote and then spoke, all at once or one by one, are its own where no opening says that they were given.
     """
     segments: list[Segment] = parse(reply, processor.tokenizer, processor.specs)
     own_words = find_modality(processor.specs, modality).has_voice
@@ -162,9 +164,9 @@ def made_and_asked(
     for segment in segments:
         if segment.modality == modality and segment.problem is None:
             asked = before.get("transcript") or request
-            if own_words and "text" in before:
+            opening = max((o for o in openings if asked.lower().startswith(f"{o} ")), key=len, default="")
+            if own_words and not opening and "text" in before:
                 return segment.codes, before["text"]
-            opening = next((o for o in openings if asked.startswith(f"{o} ")), "")
             return segment.codes, asked[len(opening) :].strip() or None
         if segment.text is not None:
             before[segment.modality] = segment.text

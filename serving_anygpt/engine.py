@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from modeling_anygpt.configuration_anygpt import find_modality
 from processing_anygpt import generate_best  # registers the classes with transformers, too
+from processing_anygpt.instructions import openings
 from processing_anygpt.read_back import settings_of
 
 from .progress import TokenProgress, only_ours, step
@@ -68,11 +69,16 @@ class Engine:
             dataclasses.replace(spec, max_seconds=seconds) if spec.name == modality else spec for spec in specs
         ]
 
-    def question(self, required: tuple[str, ...]) -> str | None:
-        """What an item is shown back to the model with: the checkpoint's choice, else its words for describing one."""
+    def questions(self, required: tuple[str, ...]) -> dict:
+        """How an item is shown back to the model: the checkpoint's choice, else its words for telling and making."""
         if len(required) != 1 or settings_of(self.model.generation_config, required):
-            return None
-        return self.instructions.get((required[0], "text"), [None])[0]
+            return {}
+        telling, making = (
+            self.instructions.get((required[0], "text")),
+            self.instructions.get(("text", required[0]), ()),
+        )
+        begun = [words for opening in openings(making) for words in (opening, opening.rstrip(":"))]
+        return {"instruction": telling[0] if telling else None, "openings": begun}
 
     def budget(self, modalities: tuple[str, ...]) -> int:
         """New tokens that hold a reply with one item of each modality in `modalities`, at its longest."""
@@ -115,7 +121,7 @@ class Engine:
                 self.processor,
                 **inputs,
                 candidates=candidates,
-                instruction=self.question(required),
+                **self.questions(required),
                 output_modalities=modalities,
                 required_modalities=required,
                 max_new_tokens=min(self.budget(modalities), context - prompt_length),

@@ -104,6 +104,8 @@ def test_what_is_asked_for(processor):
     words = [block for word in ("good", "night") for block in ({"type": "text", "text": word}, speech)]
     made, asked = made_and_asked(reply(*words), "typed", "speech", processor)  # said word by word
     assert np.array_equal(made, np.tile(codes["speech"], 2)) and asked == "good night"
+    asked = made_and_asked(reply(*words), "Read this aloud good night all", "speech", processor, wordings)[1]
+    assert asked == "good night all"  # a reply that ends too early is not told better for it
 
     messages = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "yes"}]
     content = [{"type": "speech", "codes": codes["speech"]}, {"type": "text", "text": "say: good night"}]

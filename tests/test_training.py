@@ -151,12 +151,19 @@ def test_losses_fall_and_are_told_by_modality(workshop, tmp_path, scripts):
 
 
 @pytest.mark.parametrize("folder", ["model", "tied"])
-@pytest.mark.parametrize("vocabulary", ["rows", "all"])
+@pytest.mark.parametrize("vocabulary", ["rows", "all", None], ids=str)
 def test_what_is_kept_stays_while_the_rest_is_learned(folder, vocabulary, workshop, tmp_path, scripts):
-    changes = {"model": workshop / folder, "lora_r": 8, "lora_vocabulary": vocabulary, "learning_rate": 3e-2}
+    """By an adapter, or by all weights beside a teacher."""
+    changes = {"model": workshop / folder, "learning_rate": 3e-2}
     changes |= {"max_steps": 16, "save_strategy": "no", "max_grad_norm": 1}
     change, logs = {}, {}
     for keep in (True, False):
+        if vocabulary:
+            changes |= {"lora_r": 8, "lora_vocabulary": vocabulary}
+        elif keep:
+            changes["teacher"] = workshop / folder
+        else:
+            del changes["teacher"]
         mixture = {"speech": {"rows": str(workshop / "speech"), "rate": 0.5}}
         mixture["music"] = {"rows": str(workshop / "music"), "rate": 0.5, "keep": keep}
         line = words(workshop, tmp_path / str(keep), **changes, mixture=json.dumps(mixture))
@@ -352,7 +359,15 @@ ERRORS = {
     "no weights": ({"model": "WORKSHOP/hollow"}, "has no usable weights"),
     "other weights": ({"model": "WORKSHOP/unfit"}, "do not fit its config.json"),
     "no rows": ({"mixture": "{a: {rows: WORKSHOP, rate: 1}}"}, "has no manifest.json"),
-    "kept without an adapter": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}"}, "Add lora_r"),
+    "kept without an adapter": (
+        {"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}"},
+        "Add lora_r.*or teacher",
+    ),
+    "nothing to teach": ({"teacher": "WORKSHOP/model"}, "no source of the mixture says keep"),
+    "no teacher": (
+        {"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}", "teacher": "WORKSHOP"},
+        "it has no config.json",
+    ),
     "kept by halves": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: 0.5}}"}, "keep true or false"),
     "kept for examination": ({"heldout": "{a: {rows: WORKSHOP/speech, keep: true}}"}, "mixture only"),
     "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),

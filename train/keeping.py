@@ -1,28 +1,31 @@
 """What was known is kept: on rows of sources that say `keep: true`, the goal is what the model said before training.
 
 A row of the old world is one sample of what the model could say there; learning it pulls towards that sample, and a
-thousand small pulls leave another model. The distribution that the model had, its adapters switched off, says all of
-it at once and pulls nowhere until something is lost. (Z. Li and D. Hoiem 2016, "Learning without Forgetting",
-arXiv 1606.09282; here on rows of the old tasks.)
+thousand small pulls leave another model. The distribution that the model had says all of it at once and pulls nowhere
+until something is lost. (Z. Li and D. Hoiem 2016, "Learning without Forgetting", arXiv 1606.09282; here on rows of the
+old tasks.) The model before is the one that is trained, its adapters switched off, or another checkpoint.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 
 class Keeper:
     """In place of the model for TRL's loss, on packs with kept rows; sums by how much those have moved.
 
     Args:
-        adapted: whose adapters can be switched off.
+        trained: without a teacher its adapters can be switched off.
+        teacher: the model before, where that is another.
         meter: told the figures of the labels, on kept rows too.
     """
 
-    def __init__(self, adapted: PeftModel, meter: Callable):
-        self.adapted, self.meter = adapted, meter
+    def __init__(self, trained: PreTrainedModel | PeftModel, teacher: PreTrainedModel | None, meter: Callable):
+        self.trained, self.teacher, self.meter = trained, teacher, meter
         self.sums = None  # [2]: nats, ids
 
     def __call__(self, model, kept: torch.Tensor, labels: torch.Tensor, fused_lm_head: bool, **inputs):
@@ -30,18 +33,19 @@ class Keeper:
         loss, is the cross-entropy to the model before.
 
         Args:
-            model: `adapted`, as the accelerator wraps it.
+            model: `trained`, as the accelerator wraps it.
             kept: bool [1, L], whether an id belongs to a kept row.
             labels: [1, L], -100 where nothing is learned.
         """
         mask = labels[:, 1:] != -100
         places, goals = mask[0].nonzero()[:, 0], labels[:, 1:][mask]  # [N] each
-        with torch.no_grad(), self.adapted.disable_adapter():
+        with torch.no_grad(), nullcontext() if self.teacher else self.trained.disable_adapter():
             # Kept rows alone: a row sees no other, and the pass costs what they cost.
             rows = {name: inputs[name][kept][None] for name in ("input_ids", "position_ids")}
             moved_to = kept[0].cumsum(0) - 1
             kept = kept[0, places]  # [N]
-            output = self.adapted(**rows, use_cache=False, logits_to_keep=moved_to[places[kept]])
+            before = self.teacher or self.trained
+            output = before(**rows, use_cache=False, logits_to_keep=moved_to[places[kept]])
             before = output.logits[0].float().log_softmax(-1)  # [kept, V]
         now = model(**inputs, logits_to_keep=places).logits[0].float().log_softmax(-1)  # [N, V]
 
@@ -55,7 +59,7 @@ class Keeper:
             is_top1=spread(now.argmax(-1) == goals),
             label_mask=mask,
         )
-        self.meter(self.adapted, (), {"labels": labels}, output)
+        self.meter(self.trained, (), {"labels": labels}, output)
         agreement = (before.exp() * now[kept]).sum(-1)
         moved = ((before.exp() * before).sum(-1) - agreement.detach()).sum()
         sums = torch.stack([moved, kept.sum()])

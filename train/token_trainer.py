@@ -26,7 +26,7 @@ from recipe import (
 from token_rows import open_rows, pack_dataset
 from trl import SFTConfig, SFTTrainer
 
-from modeling_anygpt import AnyGPTConfig
+from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM
 from processing_anygpt.packing import PackPlan, best_fit_decreasing
 
 
@@ -37,8 +37,11 @@ class RowsRecipe(ModelRecipe):
     mixture: str = field(
         metadata={
             "help": "{name: {rows: FOLDER, rate: SHARE OF THE IDS, tasks: [only these], keep: true}}; the last two "
-            "may be left out. keep: with an adapter, learn what the model said before, not the labels"
+            "may be left out. keep: learn what the model said before, not the labels"
         }
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "checkpoint that is the model before, for keep; default: without the adapter"}
     )
     heldout: str = field(default="{}", metadata={"help": "{name: {rows: FOLDER}}, evaluated one by one"})
     heldout_rows: int = field(default=200, metadata={"help": "rows of each held-out folder to evaluate on"})
@@ -62,8 +65,13 @@ class RowsRecipe(ModelRecipe):
                         f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks and (mixture only) keep "
                         "if wanted. rows is a folder, rate a number, tasks a list, keep true or false."
                     )
-        if self.keeps and not self.lora_r:
-            raise ValueError("mixture: keep needs an adapter that can be switched off. Add lora_r, or leave keep out.")
+        if self.keeps and not self.lora_r and not self.teacher:
+            raise ValueError(
+                "mixture: keep needs the model as it was. Add lora_r (an adapter can be switched off) or teacher (a "
+                "checkpoint, for example the one that training starts from)."
+            )
+        if self.teacher and not self.keeps:
+            raise ValueError("teacher: no source of the mixture says keep: true, so it would teach nothing.")
 
     @property
     def keeps(self) -> bool:
@@ -158,11 +166,11 @@ class QuietTrainer:
 class TokenTrainer(QuietTrainer, SFTTrainer):
     """SFTTrainer that measures loss and accuracy by modality."""
 
-    def __init__(self, *, config: AnyGPTConfig, **arguments):
+    def __init__(self, *, config: AnyGPTConfig, teacher: AnyGPTForCausalLM | None, **arguments):
         super().__init__(**arguments)
         self.meter = ModalityMeter(config)
         self.model.register_forward_hook(self.meter, with_kwargs=True)
-        self.keeper = Keeper(self.model, self.meter)
+        self.keeper = Keeper(self.model, teacher, self.meter)
         collate = self.data_collator
         self.data_collator = lambda packs: collate(packs) | kept_positions(packs)
         head = self.model.get_output_embeddings()
@@ -216,6 +224,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     choose_checkpointing(model, recipe, config)
     trainer = TokenTrainer(
         config=model.config,
+        teacher=load_teacher(recipe, config, model.config) if recipe.teacher else None,
         model=model,
         args=config,
         train_dataset=train,
@@ -229,6 +238,16 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
         print(f"{packs_per_step} packs of {config.max_length} ids a step, all rows once: about {steps} steps")
         print(f"activation checkpointing: {'on' if config.activation_checkpointing else 'off'}", flush=True)
     return trainer, checkpoint
+
+
+def load_teacher(recipe: RowsRecipe, config: RowsConfig, trained: AnyGPTConfig) -> AnyGPTForCausalLM:
+    """The model before. Raises ValueError if its ids are not those of the model that is trained."""
+    load_processor(recipe.teacher)
+    shape = ModelRecipe(model=recipe.teacher, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation)
+    teacher = load_model(shape, config.seed)
+    if (teacher.config.vocab_size, teacher.config.modalities) != (trained.vocab_size, trained.modalities):
+        raise ValueError(f"teacher: {recipe.teacher} has other ids than {recipe.model}. Name one it was made from.")
+    return teacher.to(config.device).eval()
 
 
 def heldout_packs(name: str, source: dict, recipe: RowsRecipe, config: RowsConfig, tokenizer) -> Dataset:
