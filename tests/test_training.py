@@ -157,13 +157,10 @@ def test_what_is_kept_stays_while_the_rest_is_learned(folder, vocabulary, worksh
     changes = {"model": workshop / folder, "learning_rate": 3e-2}
     changes |= {"max_steps": 16, "save_strategy": "no", "max_grad_norm": 1}
     change, logs = {}, {}
-    for keep in (True, False):
-        if vocabulary:
-            changes |= {"lora_r": 8, "lora_vocabulary": vocabulary}
-        elif keep:
-            changes["teacher"] = workshop / folder
-        else:
-            del changes["teacher"]
+    keeping = {"lora_r": 8, "lora_vocabulary": vocabulary} if vocabulary else {"teacher": workshop / folder}
+    for keep in (False, True):
+        if keep or vocabulary:
+            changes |= keeping
         mixture = {"speech": {"rows": str(workshop / "speech"), "rate": 0.5}}
         mixture["music"] = {"rows": str(workshop / "music"), "rate": 0.5, "keep": keep}
         line = words(workshop, tmp_path / str(keep), **changes, mixture=json.dumps(mixture))
@@ -175,6 +172,17 @@ def test_what_is_kept_stays_while_the_rest_is_learned(folder, vocabulary, worksh
     assert abs(change[True]["music"]) < 1  # random weights say anything, and go on to
     assert logs[True][0]["kept"] == pytest.approx(0, abs=1e-6) and 0 < logs[True][-1]["kept"] < 1
     assert not any("kept" in entry for entry in logs[False])
+
+
+def test_kept_ids_count_as_often_as_is_said(workshop, tmp_path, scripts):
+    losses = []
+    for keep in (True, 2, 3.0):
+        mixture = {"speech": {"rows": str(workshop / "speech"), "rate": 0.5}}
+        mixture["music"] = {"rows": str(workshop / "music"), "rate": 0.5, "keep": keep}
+        changes = {"lora_r": 4, "max_steps": 1, "save_strategy": "no", "mixture": json.dumps(mixture)}
+        (entry, *_) = train(scripts("sft"), words(workshop, tmp_path / str(keep), **changes))
+        losses.append(entry["loss"])
+    assert losses[1] > losses[0] + 1 and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
 
 def test_the_saved_model_is_complete(workshop, tmp_path, scripts):
@@ -368,7 +376,8 @@ ERRORS = {
         {"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}", "teacher": "WORKSHOP"},
         "it has no config.json",
     ),
-    "kept by halves": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: 0.5}}"}, "keep true or false"),
+    "kept by halves": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: much}}"}, "keep true or a number"),
+    "kept away": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: -1}}"}, "keep true or a number"),
     "kept for examination": ({"heldout": "{a: {rows: WORKSHOP/speech, keep: true}}"}, "mixture only"),
     "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),
     "rate of letters": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: lots}}"}, "rate a number"),

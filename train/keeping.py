@@ -34,16 +34,17 @@ class Keeper:
 
         Args:
             model: `trained`, as the accelerator wraps it.
-            kept: bool [1, L], whether an id belongs to a kept row.
+            kept: [1, L], how much an id of a kept row counts; 0 for the others.
             labels: [1, L], -100 where nothing is learned.
         """
         mask = labels[:, 1:] != -100
         places, goals = mask[0].nonzero()[:, 0], labels[:, 1:][mask]  # [N] each
         with torch.no_grad(), nullcontext() if self.teacher else self.trained.disable_adapter():
             # Kept rows alone: a row sees no other, and the pass costs what they cost.
-            rows = {name: inputs[name][kept][None] for name in ("input_ids", "position_ids")}
-            moved_to = kept[0].cumsum(0) - 1
-            kept = kept[0, places]  # [N]
+            rows = {name: inputs[name][kept > 0][None] for name in ("input_ids", "position_ids")}
+            moved_to = (kept[0] > 0).cumsum(0) - 1
+            weights = kept[0, places]  # [N]
+            kept = weights > 0
             before = self.teacher or self.trained
             output = before(**rows, use_cache=False, logits_to_keep=moved_to[places[kept]])
             before = output.logits[0].float().log_softmax(-1)  # [kept, V]
@@ -64,7 +65,7 @@ class Keeper:
         moved = ((before.exp() * before).sum(-1) - agreement.detach()).sum()
         sums = torch.stack([moved, kept.sum()])
         self.sums = sums if self.sums is None else self.sums + sums
-        output.log_probs = spread(likely.masked_scatter(kept, agreement))
+        output.log_probs = spread(likely.masked_scatter(kept, weights[kept] * agreement))
         return output
 
     def read(self, accelerator) -> dict[str, float]:
@@ -76,7 +77,7 @@ class Keeper:
 
 
 def kept_positions(packs: list[dict]) -> dict[str, torch.Tensor]:
-    """`kept` of packs laid end to end, bool [1, L]; empty for packs that don't say."""
+    """`kept` of packs laid end to end, [1, L]; empty for packs that don't say."""
     if "kept" not in packs[0]:
         return {}
     return {"kept": torch.tensor([kept for pack in packs for kept in pack["kept"]])[None]}

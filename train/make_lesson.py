@@ -41,7 +41,7 @@ COUNTS = {
     "instrument": (300, 40), "tunes": (900, 60), "asked": (400, 20),
 }  # fmt: skip
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
-READ = 0.5  # share of the conversations with a written reply that is kept: to read is learned sooner than to make
+READ = 0.35  # share of the conversations with a written reply that is kept: to read is learned sooner than to make
 PROMPTS = 12  # recordings of a second of each voice to speak after
 SAMPLES = 4  # of three seconds, to examine with
 
@@ -161,7 +161,7 @@ def captions(rule: str, new: bool, count: int, rng: random.Random, held_out: boo
 
     Few scenes are of one thing: there are a dozen with the oval, and a dozen are learned by heart, not understood.
     """
-    kinds = ["single", "pair", "row", "pair", "row", "pair"] if rule == "picture" else [rule]
+    kinds = ["single", *["pair", "row"] * 5, "pair"] if rule == "picture" else [rule]
     for i in range(count):
         text = language.expand(kinds[i % len(kinds)], rng)
         while lesson.is_held_out(text) != held_out or lesson.is_new(text) != new:

@@ -51,7 +51,7 @@ def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Da
 
 class PackReader:
     """Turns numbers of packs into what TRL's collator takes: ids, labels, and the lengths of the rows in a pack; and
-    with `kept`, bool [rows], whether each id is of such a row (keeping.py)."""
+    with `kept`, [rows], how much each id counts if its row is such a one, else 0 (keeping.py)."""
 
     def __init__(self, rows: Dataset, packs, learn: str, kept: np.ndarray | None = None):
         self.rows, self.packs, self.learn, self.kept = rows.with_format("arrow"), packs, learn, kept

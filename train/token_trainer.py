@@ -37,7 +37,7 @@ class RowsRecipe(ModelRecipe):
     mixture: str = field(
         metadata={
             "help": "{name: {rows: FOLDER, rate: SHARE OF THE IDS, tasks: [only these], keep: true}}; the last two "
-            "may be left out. keep: learn what the model said before, not the labels"
+            "may be left out. keep: learn what the model said before, not the labels; a number: as often as that"
         }
     )
     teacher: str | None = field(
@@ -63,7 +63,7 @@ class RowsRecipe(ModelRecipe):
                 if not is_source(source, needed):
                     raise ValueError(
                         f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks and (mixture only) keep "
-                        "if wanted. rows is a folder, rate a number, tasks a list, keep true or false."
+                        "if wanted. rows is a folder, rate a number, tasks a list, keep true or a number."
                     )
         if self.keeps and not self.lora_r and not self.teacher:
             raise ValueError(
@@ -83,8 +83,8 @@ def is_source(source, needed: set[str]) -> bool:
     allowed = needed | {"tasks"} | ({"keep"} if "rate" in needed else set())
     if not isinstance(source, dict) or not needed <= set(source) <= allowed:
         return False
-    types = {"rows": str, "rate": int | float, "tasks": list, "keep": bool}
-    return all(isinstance(value, types[key]) for key, value in source.items())
+    types = {"rows": str, "rate": int | float, "tasks": list, "keep": int | float}  # a bool is an int
+    return all(isinstance(value, types[key]) for key, value in source.items()) and source.get("keep", 0) >= 0
 
 
 @dataclass
@@ -213,7 +213,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     speed_up(model, recipe)
     rows = concatenate_datasets([rows for rows, _ in opened.values()])
     sources = zip(recipe.mixture.values(), opened.values(), strict=True)
-    kept = np.concatenate([np.full(len(lengths), source.get("keep", False)) for source, (_, lengths) in sources])
+    kept = np.concatenate([np.full(len(lengths), float(source.get("keep", 0))) for source, (_, lengths) in sources])
     train = pack_dataset(rows, plan, config.max_steps * packs_per_step, recipe.learn, kept if recipe.keeps else None)
     heldout = {
         name: heldout_packs(name, source, recipe, config, processor.tokenizer)
