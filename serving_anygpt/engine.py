@@ -73,12 +73,10 @@ class Engine:
         """How an item is shown back to the model: the checkpoint's choice, else its words for telling and making."""
         if len(required) != 1 or settings_of(self.model.generation_config, required):
             return {}
-        telling, making = (
-            self.instructions.get((required[0], "text")),
-            self.instructions.get(("text", required[0]), ()),
-        )
-        begun = [words for opening in openings(making) for words in (opening, opening.rstrip(":"))]
-        return {"instruction": telling[0] if telling else None, "openings": begun}
+        name = required[0]
+        begun = openings(self.instructions.get(("text", name), ()))
+        begun += [opening.rstrip(":") for opening in begun]  # with a colon or not, as `compose` takes them
+        return {"instruction": self.instructions.get((name, "text"), [None])[0], "openings": begun}
 
     def budget(self, modalities: tuple[str, ...]) -> int:
         """New tokens that hold a reply with one item of each modality in `modalities`, at its longest."""

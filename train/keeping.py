@@ -30,7 +30,7 @@ class Keeper:
 
     def __call__(self, model, kept: torch.Tensor, labels: torch.Tensor, fused_lm_head: bool, **inputs):
         """The fields of TRL's FusedCausalLMOutput that its loss reads, [1, L - 1]. On kept ids `log_probs`, and so the
-        loss, is the cross-entropy to the model before.
+        loss, is the cross-entropy to the model before, as often as the id counts.
 
         Args:
             model: `trained`, as the accelerator wraps it.
@@ -45,8 +45,7 @@ class Keeper:
             moved_to = (kept[0] > 0).cumsum(0) - 1
             weights = kept[0, places]  # [N]
             kept = weights > 0
-            before = self.teacher or self.trained
-            output = before(**rows, use_cache=False, logits_to_keep=moved_to[places[kept]])
+            output = (self.teacher or self.trained)(**rows, use_cache=False, logits_to_keep=moved_to[places[kept]])
             before = output.logits[0].float().log_softmax(-1)  # [kept, V]
         now = model(**inputs, logits_to_keep=places).logits[0].float().log_softmax(-1)  # [N, V]
 

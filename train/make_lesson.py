@@ -41,7 +41,7 @@ COUNTS = {
     "instrument": (300, 40), "tunes": (900, 60), "asked": (400, 20),
 }  # fmt: skip
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
-READ = 0.35  # share of the conversations with a written reply that is kept: to read is learned sooner than to make
+READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
 PROMPTS = 12  # recordings of a second of each voice to speak after
 SAMPLES = 4  # of three seconds, to examine with
 
