@@ -43,7 +43,7 @@ def generate_best(
             dict of `candidates`, `instruction` and `openings` for each modality), else 1, which is `generate` itself.
         instruction: what an item is shown back with; the answer is the request. None: what the checkpoint says.
         openings: "draw", "read this aloud", in lower case: how requests begin. No item tells them, so they are left
-            out, and what follows is what a spoken reply has to say. None: what the checkpoint says, else none.
+            out; what was typed behind one is what a spoken reply has to say. None: what the checkpoint says, else none.
         options: of `generate`.
 
     Returns:
@@ -154,7 +154,7 @@ def made_and_asked(
     """The first whole item of `modality` in a reply with the words that it answers; None for what there is not.
 
     They are the request's, what the reply says it heard or what was typed, without one of the `openings`. Words that a
-    reply wrote and then spoke, all at once or one by one, are its own where no opening says that they were given.
+    reply wrote and then spoke, all at once or one by one, are its own, unless they were typed behind an opening.
     """
     segments: list[Segment] = parse(reply, processor.tokenizer, processor.specs)
     own_words = find_modality(processor.specs, modality).has_voice
@@ -165,7 +165,8 @@ def made_and_asked(
         if segment.modality == modality and segment.problem is None:
             asked = before.get("transcript") or request
             opening = max((o for o in openings if asked.lower().startswith(f"{o} ")), key=len, default="")
-            if own_words and not opening and "text" in before:
+            typed = opening and "transcript" not in before
+            if own_words and "text" in before and not typed:
                 return segment.codes, before["text"]
             return segment.codes, asked[len(opening) :].strip() or None
         if segment.text is not None:
