@@ -43,7 +43,7 @@ def generate_best(
             dict of `candidates`, `instruction` and `openings` for each modality), else 1, which is `generate` itself.
         instruction: what an item is shown back with; the answer is the request. None: what the checkpoint says.
         openings: "draw", "read this aloud", in lower case: how requests begin. No item tells them, so they are left
-            out; what was typed behind one is what a spoken reply has to say. None: what the checkpoint says, else none.
+            out; what was typed behind one is what a spoken reply has to say. None: what the checkpoint says.
         options: of `generate`.
 
     Returns:
