@@ -92,7 +92,7 @@ tiny-lm: eval-deps
 
 # Teaches the embedded checkpoint a word, a voice, an object and an instrument with LoRA and examines it before and after:
 # docs/training.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
-# More arguments for train/sft.py: make lesson SFT="--seed 1". Where the processor multiplies bfloat16, that.
+# SFT: more arguments for train/sft.py, by default bfloat16 where the processor multiplies it.
 SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true --attn_implementation eager)
 LESSON := data/lesson
 lesson: eval-deps

@@ -376,7 +376,7 @@ ERRORS = {
         {"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}", "teacher": "WORKSHOP"},
         "it has no config.json",
     ),
-    "kept by halves": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: much}}"}, "keep true or a number"),
+    "kept how much": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: much}}"}, "keep true or a number"),
     "kept away": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: -1}}"}, "keep true or a number"),
     "kept for examination": ({"heldout": "{a: {rows: WORKSHOP/speech, keep: true}}"}, "mixture only"),
     "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),

@@ -84,9 +84,8 @@ def is_source(source, needed: set[str]) -> bool:
     if not isinstance(source, dict) or not needed <= set(source) <= allowed:
         return False
     types = {"rows": str, "rate": int | float, "tasks": list, "keep": int | float}  # a bool is an int
-    return all(isinstance(value, types[key]) for key, value in source.items()) and 0 <= source.get("keep", 0) < float(
-        "inf"
-    )
+    fits = all(isinstance(value, types[key]) for key, value in source.items())
+    return fits and 0 <= source.get("keep", 0) < float("inf")
 
 
 @dataclass
