@@ -2,9 +2,9 @@
 
 A record with `text` becomes one row for every medium and direction: "speech->text" asks for the text of a recording,
 "text->speech" for a recording of the text, in words drawn from the instructions. A record with `messages` becomes the
-row of that conversation. Whatever can't become a row is a reject, `{"source", "task", "reason"}`: so every record and
-task is found exactly once, in the rows or among the rejects. Nothing here is random, every draw is a hash of the seed
-and the source.
+row of that conversation; one with `document` is plain text, without a marker of conversations. Whatever can't become a
+row is a reject, `{"source", "task", "reason"}`: so every record and task is found exactly once, in the rows or among
+the rejects. Nothing here is random, every draw is a hash of the seed and the source.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from modeling_anygpt import AnyGPTConfig
 
 from . import codec_io, rows
-from .conversation import IGNORED, render
+from .conversation import IGNORED, encode_pieces, render, text_only
 from .instructions import Instructions, choose, draw
 from .media import MAX_SECONDS, image_to_array, load_audio, load_image
 from .processing_anygpt import AnyGPTProcessor
@@ -30,6 +30,7 @@ from .vocabulary import INSTRUCTION, RESPONSE, Modality
 DIRECTIONS = ("both", "random", "x-to-text", "text-to-x")
 LOSSES = ("assistant", "all")
 TRANSCRIPTS = ("free", "forced", "none")
+TEXT_COLUMNS = ("messages", "document", "text")
 # Where a block keeps its medium, or one named as its modality. Bytes come first: datasets' path beside them is a name.
 SOURCE_KEYS = ("bytes", "array", "path", "url", "audio", "image")
 SLACK_SECONDS = 0.1  # a clip of "5 s" that is a little longer is cut, not refused
@@ -93,12 +94,13 @@ def codec_fingerprints(processor: AnyGPTProcessor) -> dict[str, str]:
 
 @dataclass
 class Draft:
-    """A row to be: its conversation and those of its blocks that need a codec."""
+    """A row to be: its conversation and those of its blocks that need a codec; or a document, of one or more rows."""
 
     source: str
     task: str
-    messages: list[dict]
-    media: list[dict]
+    messages: list[dict] = field(default_factory=list)
+    media: list[dict] = field(default_factory=list)
+    document: str | None = None
 
 
 def prepare(
@@ -127,6 +129,9 @@ def prepare(
         try:
             if problems:
                 raise ValueError(problems[0])
+            if draft.document is not None:
+                made += document_rows(draft, processor, settings)
+                continue
             ids, labels = tokenise(draft.messages, processor, settings)
             made.append(rows.make_row(ids, labels, draft.task, draft.source, processor.specs))
         except ValueError as error:
@@ -144,15 +149,18 @@ def reject(source: str, task: str | None, error: ValueError) -> dict:
 def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: Settings) -> list[Draft]:
     """The conversations of a record, their media not yet encoded; ValueError if it has none."""
     names = [spec.name for spec in specs]
-    wanted = {name: settings.columns.get(name, name) for name in ("messages", "text", *names)}
+    wanted = {name: settings.columns.get(name, name) for name in (*TEXT_COLUMNS, *names)}
     values = {name: record[key] for name, key in wanted.items() if record.get(key) is not None}
     if "messages" in values:
         messages = with_transcripts(copy_messages(values["messages"]), settings.transcripts)
         blocks = [block for message in messages for block in blocks_of(message)]
         return [Draft(source, "messages", messages, [block for block in blocks if block.get("type") in names])]
-    text = values.get("text")
+    kind = "document" if "document" in values else "text"
+    text = values.get(kind)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"No text: need a string in {wanted['text']!r}, got {text!r:.40}.")
+        raise ValueError(f"No text: need a string in {wanted[kind]!r}, got {text!r:.40}.")
+    if kind == "document":
+        return [Draft(source, kind, document=text)]
     present = [name for name in names if name in values]
     if not present:
         raise ValueError(f"No medium beside the text: need one of {', '.join(wanted[name] for name in names)}.")
@@ -279,6 +287,21 @@ def max_frames(spec: Modality) -> int | None:
 
 
 # ---------------------------------------------------------------- conversations to ids
+
+
+def document_rows(draft: Draft, processor: AnyGPTProcessor, settings: Settings) -> list[dict]:
+    """Plain text as the backbone was trained on it, all of it learned; in pieces where it is longer than a row, each
+    beginning with the last id of the one before."""
+    ids, labels = encode_pieces([(draft.document, True)], text_only(processor.tokenizer))
+    if len(ids) < 2:
+        raise ValueError("Nothing to learn: the document is a single token.")
+    starts = range(0, max(1, len(ids) - 1), settings.max_tokens - 1)
+    made = []
+    for start in starts:
+        piece = slice(start, start + settings.max_tokens)
+        source = draft.source if len(starts) == 1 else f"{draft.source}+{start}"
+        made.append(rows.make_row(ids[piece], labels[piece], draft.task, source, processor.specs))
+    return made
 
 
 def tokenise(messages: list[dict], processor: AnyGPTProcessor, settings: Settings) -> tuple[list[int], list[int]]:

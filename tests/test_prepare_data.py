@@ -146,10 +146,29 @@ def test_data_without_a_text_column_say_so(tmp_path, capsys):
     command = [str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "rows"), "--workers", "0"]
     assert script("prepare_data").main(command) == 2
     assert (
-        "need 'text' and one of image, speech, music, or 'messages'; they have: caption, image"
+        "need 'text' and one of image, speech, music, or 'messages', or 'document'; they have: caption, image"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "rows").exists()
+
+
+def test_documents_are_plain_text_in_pieces(tmp_path, processor):
+    """No marker of a conversation around them, and none in them, whatever they spell."""
+    texts = ["the dog wants the tree tomorrow", "<sosp> one two<eos>", " "]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"story": text}) + "\n" for text in texts))
+    out = tmp_path / "rows"
+    command = [str(path), "--columns", "document=story", "--out", str(out), "--workers", "0", "--max-tokens", "5"]
+    assert script("prepare_data").main(command) == 0
+    made, rejects = content(out)
+    assert "need a string in 'story', got ' '" in rejects and len(rejects.splitlines()) == 1
+    assert all(row["labels"] == row["input_ids"] and 2 <= row["length"] <= 5 for row in made)
+    assert len({row["source"] for row in made}) == len(made) and {row["task"] for row in made} == {"document"}
+    for number, text in enumerate(texts[:2]):
+        pieces = [row["input_ids"] for row in made if row["source"].startswith(f"texts.jsonl:{number}")]
+        whole = pieces[0] + [number for piece in pieces[1:] for number in piece[1:]]
+        assert processor.tokenizer.decode(whole).strip() == text
+    assert not any(row["modality_tokens"]["speech"] for row in made)
 
 
 def test_a_row_is_shown_with_what_is_learned(finished, processor, capsys):

@@ -362,6 +362,8 @@ ERRORS = {
     "lora from scratch": ({"from_scratch": True, "lora_r": 4}, "an adapter needs a trained base"),
     "no reporter": ({"report_to": "trackio"}, "trackio is not installed. pip install trackio"),
     "no liger": ({"liger": True}, "liger-kernel is not installed"),
+    "no backend": ({"compile": True}, "got 'True', allowed: .*inductor"),
+    "no compiler": ({"compile": "inductor"}, "inductor needs a C.. compiler, and there is no gone"),
     "no checkpoint": ({"model": "WORKSHOP"}, "it has no config.json"),
     "other model": ({"model": "WORKSHOP/llama"}, "is a 'llama' checkpoint, not AnyGPT's. Grow it first"),
     "no weights": ({"model": "WORKSHOP/hollow"}, "has no usable weights"),
@@ -413,6 +415,7 @@ def broken(workshop) -> Path:
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_is_wrong_is_said_in_one_line(case, broken, tmp_path, scripts, monkeypatch, capsys):
     monkeypatch.setattr(scripts("recipe"), "find_spec", lambda name: None)
+    monkeypatch.setenv("CXX", "gone")
     changes, message = ERRORS[case]
     changes = {key: str(value).replace("WORKSHOP", str(broken)) for key, value in changes.items()}
     monkeypatch.setattr(sys, "argv", ["sft.py", *words(broken, tmp_path / "out", **changes)])

@@ -42,6 +42,7 @@ COUNTS = {
 }  # fmt: skip
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
 READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
+READ_ALL = "old_pictures"  # but here: hearts are soon taken for ovals
 PROMPTS = 12  # recordings of a second of each voice to speak after
 SAMPLES = 4  # of three seconds, to examine with
 
@@ -72,7 +73,8 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
     }
     thin = random.Random(seed)
     for name, conversations in lessons.items():
-        taught = (messages for messages in conversations if makes(messages) or thin.random() < READ)
+        share = 1.0 if name == READ_ALL else READ
+        taught = (messages for messages in conversations if makes(messages) or thin.random() < share)
         write_lines(out / f"{name}.jsonl", ({"messages": messages} for messages in taught))
     write_lines(out / "heldout.jsonl", examination(studio, held_out))
 

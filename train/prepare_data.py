@@ -1,10 +1,11 @@
 """Raw media to training rows: python train/prepare_data.py DATA --out rows/mine
 
-DATA: a folder (a.wav beside a.txt), .jsonl or .parquet files with columns text, speech, image, music or messages, a
-Hugging Face dataset (a `save_to_disk` folder, or hf:NAME), webdataset .tar files; processing_anygpt/sources.py has the
-details. The result, one parquet shard for every --rows-per-shard source rows, is what processing_anygpt/rows.py
-describes; look at it with train/show_row.py. Stopped or killed, the same command goes on where it was: shards appear
-whole, and everything in them follows from the settings.
+DATA: a folder (a.wav beside a.txt), .jsonl or .parquet files with columns text, speech, image, music, messages or
+document (plain text, no conversation; cut into rows of --max-tokens), a Hugging Face dataset (a `save_to_disk` folder,
+or hf:NAME), webdataset .tar files; processing_anygpt/sources.py has the details. The result, one parquet shard for
+every --rows-per-shard source rows, is what processing_anygpt/rows.py describes; look at it with train/show_row.py.
+Stopped or killed, the same command goes on where it was: shards appear whole, and everything in them follows from the
+settings.
 
     python train/prepare_data.py clips/ --out rows/asr --directions x-to-text --workers 2
     python train/prepare_data.py pairs.jsonl --out rows/music --audio music --columns text=title music=file --cut music
@@ -78,10 +79,9 @@ def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.
             raise ValueError(f"{name} is no sound: --audio and --cut take {', '.join(heard)}.")
     columns = dict(item.partition("=")[::2] for item in args.columns)
     for name, column in columns.items():
-        if not column or name not in ("text", "messages", *names):
-            raise ValueError(
-                f"--columns takes NAME=COLUMN with NAME of text, messages, {', '.join(names)}; got {name!r}."
-            )
+        if not column or name not in (*preparation.TEXT_COLUMNS, *names):
+            allowed = ", ".join((*preparation.TEXT_COLUMNS, *names))
+            raise ValueError(f"--columns takes NAME=COLUMN with NAME of {allowed}; got {name!r}.")
     settings = preparation.Settings(
         max_tokens=args.max_tokens or config.text_config.max_position_embeddings,
         directions=args.directions,
@@ -116,12 +116,13 @@ def check_columns(found: set[str], columns: dict[str, str], names: list[str]) ->
     for name, column in columns.items():
         if column not in found:
             raise ValueError(f"The data have no column {column!r} for {name}. They have: {listed}.")
-    usual = {name: columns.get(name, name) for name in ("messages", "text", *names)}
+    usual = {name: columns.get(name, name) for name in (*preparation.TEXT_COLUMNS, *names)}
     media = [usual[name] for name in names]
-    if usual["messages"] not in found and not (usual["text"] in found and found & set(media)):
+    whole = found & {usual["messages"], usual["document"]}
+    if not whole and not (usual["text"] in found and found & set(media)):
         raise ValueError(
-            f"The data need {usual['text']!r} and one of {', '.join(media)}, or {usual['messages']!r}; they have: "
-            f"{listed}. Name them with --columns."
+            f"The data need {usual['text']!r} and one of {', '.join(media)}, or {usual['messages']!r}, or "
+            f"{usual['document']!r}; they have: {listed}. Name them with --columns."
         )
 
 

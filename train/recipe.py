@@ -1,6 +1,8 @@
 """What the training scripts share: keys of a recipe beside TRL's, its model and adapters, the output folder."""
 
 import dataclasses
+import os
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -91,6 +93,8 @@ class ModelRecipe:
                 raise ValueError(f"{key}: got {getattr(self, key)!r}, allowed: {choices}.")
         if self.attn_implementation.startswith("flash") and not torch.cuda.is_available():
             raise ValueError(f"attn_implementation: {self.attn_implementation} needs a GPU. On a CPU use sdpa.")
+        if self.compile:
+            check_backend(self.compile)
         if self.lora_r < 0 or (self.lora_vocabulary != "frozen" and not self.lora_r):
             raise ValueError(
                 f"lora_r: got {self.lora_r} with lora_vocabulary: {self.lora_vocabulary}. Without LoRA (lora_r: 0) "
@@ -98,6 +102,20 @@ class ModelRecipe:
             )
         if self.from_scratch and self.lora_r:
             raise ValueError("from_scratch: an adapter needs a trained base. Leave lora_r out.")
+
+
+def check_backend(compile: str) -> None:
+    """Raises ValueError if torch can't compile with it; its own errors come late, and as tracebacks."""
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if compile not in backends:
+        usual = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"compile: got {compile!r}, allowed: {usual}.")
+    compiler = os.environ.get("CXX", "g++")
+    if compile == "inductor" and not torch.cuda.is_available() and not shutil.which(compiler):
+        raise ValueError(
+            f"compile: on a CPU inductor needs a C++ compiler, and there is no {compiler}. Install it, or leave "
+            "compile out."
+        )
 
 
 @dataclass
