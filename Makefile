@@ -92,12 +92,15 @@ tiny-lm: eval-deps
 
 # Teaches the embedded checkpoint a word, a voice, an object and an instrument with LoRA and examines it before and after:
 # docs/training.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
-# SFT: more arguments for train/sft.py, by default bfloat16 where the processor multiplies it.
-SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true --attn_implementation eager)
+# SFT: more arguments for train/sft.py, by default bfloat16 where the processor multiplies it, and compiled layers where
+# there is what torch compiles with.
+SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true --attn_implementation eager) \
+	$(shell command -v g++ > /dev/null && test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')"/Python.h \
+		&& echo --compile inductor)
 LESSON := data/lesson
 lesson: eval-deps
 	$(PY) train/make_lesson.py --out $(LESSON) --sound-font $(SOUND_FONT)
-	for part in word voice object instrument old_speech old_pictures old_tunes old_asked; do \
+	for part in word voice object instrument captions old_speech old_pictures old_tunes old_asked; do \
 		$(PY) train/prepare_data.py $(LESSON)/$$part.jsonl --out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
 	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node 2 train/sft.py train/configs/lesson_tiny.yaml $(SFT)
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
@@ -122,7 +125,7 @@ smollm2-speech: smollm2 eval-deps
 	$(PY) train/make_readings.py --out $(READINGS) --backbone $(SMOLLM2)
 	for part in phrases words sentences; do $(PY) train/word_by_word.py $(READINGS)/$$part.jsonl --model data/smollm2_start \
 		--out $(READINGS)/said_$$part.jsonl --instructions train/configs/speech_instructions.yaml || exit; done
-	for part in sentences said_phrases said_words said_sentences text own; do $(PY) train/prepare_data.py \
+	for part in sentences said_phrases said_words said_sentences text own replies; do $(PY) train/prepare_data.py \
 		$(READINGS)/$$part.jsonl --model data/smollm2_start --out $(READINGS)/rows/$$part \
 		--instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/sft_smollm2.yaml $(SFT)

@@ -1,8 +1,9 @@
 """Raw data for train/prepare_data.py: folders, manifests, Hugging Face datasets, webdataset tars -> records.
 
-A record is a dict with "text" and items of modalities by name, or with "messages"; an item is a path, the bytes of a
-file, or `{"bytes", "path"}` or `{"array", "sampling_rate"}` as datasets gives it. `plan` cuts the data into units of
-so many rows without reading the media; `read` reads one unit, in any process that sees the same files.
+A record is a dict with "text" and items of modalities by name, or with "messages", or with "document" (plain text); an
+item is a path, the bytes of a file, or `{"bytes", "path"}` or `{"array", "sampling_rate"}` as datasets gives it.
+`plan` cuts the data into units of so many rows without reading the media; `read` reads one unit, in any process that
+sees the same files.
 
     folder         a.wav with a.txt (all media of one name make one record); a sound is of the modality `audio`, unless
                    its file is called a.music.wav or lies in a folder music/

@@ -38,8 +38,10 @@ def test_what_is_examined_is_not_taught(tmp_path, monkeypatch):
     assert all(language.is_held_out(text) for text in said["heldout"])
     assert not any(language.is_held_out(text) for text in said["phrases"] + said["sentences"])
     assert all((tmp_path / row["speech"]).is_file() for name in said for row in parts[name])
-    paragraphs = [message["content"] for row in parts["text"] for message in row["messages"]]
+    paragraphs = [row["document"] for row in parts["text"]]
     assert len(paragraphs) == 25 and all(len(text) in make_readings.PARAGRAPH for text in paragraphs)
+    (reply,) = read(tmp_path / "replies.jsonl")
+    assert parts["own"] == [{"document": "The end."}] and reply["messages"][0]["content"] == "The end."
 
 
 def test_a_recording_is_cut_where_its_words_begin(tmp_path):
@@ -128,10 +130,10 @@ def test_smollm2_begins_to_speak(request, tmp_path):
     options = ["--instructions", "train/configs/speech_instructions.yaml", "--pad-seconds", "0.04", "--workers", "0"]
     words = [data / "phrases.jsonl", data / "sentences.jsonl", "--model", start, *options[:2]]
     run("train/word_by_word.py", *words, "--out", data / "said.jsonl")
-    for part in ("sentences", "said", "text", "own"):
+    for part in ("sentences", "said", "text", "own", "replies"):
         out = data / "rows" / part
         run("train/prepare_data.py", data / f"{part}.jsonl", "--model", start, "--out", out, *options)
-    shares = {"sentences": 0.4, "said": 0.4, "text": 0.1, "own": 0.1}
+    shares = {"sentences": 0.4, "said": 0.35, "text": 0.05, "own": 0.1, "replies": 0.1}
     mixture = {part: {"rows": str(data / "rows" / part), "rate": rate} for part, rate in shares.items()}
     changes = {"model": start, "mixture": json.dumps(mixture), "output_dir": tmp_path / "run", "max_steps": 20}
     changes |= {"logging_steps": 2, "save_steps": 20, "max_length": 384, "gradient_accumulation_steps": 1}

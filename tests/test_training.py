@@ -363,7 +363,7 @@ ERRORS = {
     "no reporter": ({"report_to": "trackio"}, "trackio is not installed. pip install trackio"),
     "no liger": ({"liger": True}, "liger-kernel is not installed"),
     "no backend": ({"compile": True}, "got 'True', allowed: .*inductor"),
-    "no compiler": ({"compile": "inductor"}, "inductor needs a C.. compiler, and there is no gone"),
+    "no compiler": ({"compile": "inductor"}, "inductor needs a C.. compiler.*, and there is no gone"),
     "no checkpoint": ({"model": "WORKSHOP"}, "it has no config.json"),
     "other model": ({"model": "WORKSHOP/llama"}, "is a 'llama' checkpoint, not AnyGPT's. Grow it first"),
     "no weights": ({"model": "WORKSHOP/hollow"}, "has no usable weights"),

@@ -7,6 +7,7 @@ voice (heard, and spoken with after a second of it), a new object (seen and draw
 played). OUT holds
 
   word.jsonl, voice.jsonl, object.jsonl, instrument.jsonl   conversations that teach it
+  captions.jsonl    captions said by themselves, in old voices and the new one: the old model says everyday sentences
   old_speech.jsonl, old_pictures.jsonl, old_tunes.jsonl,
   old_asked.jsonl   the old world, against forgetting; the last asks aloud
   heldout.jsonl   what eval/lesson.py asks: {"task", "group", "text", a medium, "speaker", "voice"}; none of its
@@ -14,7 +15,7 @@ played). OUT holds
   media/          what all of them name
 
 What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C. What
-makes it also reads back (`language.READ_BACK`), of a third: by that `generate_best` chooses among its replies.
+makes it also reads back (`language.READ_BACK`), of a third (READ): by that `generate_best` chooses among its replies.
 Recordings that are there already are kept. Needs flite, festival with festvox-kdlpc16k, hibari-tts, tinysoundfont.
 """
 
@@ -35,12 +36,14 @@ from processing_anygpt.tiny_world import language, lesson, pictures, tunes, voic
 
 RATE = 16_000  # Hz, speech and music
 # How many, for training and held out: sentences of each known voice with the new word and without it, sentences of the
-# new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests.
+# new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests,
+# captions said in each voice (some of the held-out sentences are).
 COUNTS = {
     "word": (60, 10), "old": (200, 20), "voice": (300, 50), "object": (1500, 100), "scenes": (1500, 150),
-    "instrument": (300, 40), "tunes": (900, 60), "asked": (400, 20),
+    "instrument": (300, 40), "tunes": (900, 60), "asked": (400, 20), "captions": (50, 0),
 }  # fmt: skip
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
+CAPTIONS = ("single", "pair", "row", "tune")
 READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
 READ_ALL = "old_pictures"  # but here: hearts are soon taken for ovals
 PROMPTS = 12  # recordings of a second of each voice to speak after
@@ -71,12 +74,14 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
         "old_tunes": list(tune_rows(studio, False, train["tunes"])),
         "old_asked": list(request_rows(studio, train["asked"])),
     }
+    write_lines(out / "heldout.jsonl", examination(studio, held_out))
+    everyone = [*voices.TRAINING_VOICES, lesson.VOICE]
+    lessons["captions"] = list(speech_rows(studio, "caption", everyone, train["captions"]))
     thin = random.Random(seed)
     for name, conversations in lessons.items():
         share = 1.0 if name == READ_ALL else READ
         taught = (messages for messages in conversations if makes(messages) or thin.random() < share)
         write_lines(out / f"{name}.jsonl", ({"messages": messages} for messages in taught))
-    write_lines(out / "heldout.jsonl", examination(studio, held_out))
 
 
 def makes(messages: list[dict]) -> bool:
@@ -151,9 +156,14 @@ class Studio:
 
 
 def sentence(group: str, rng: random.Random, held_out: bool) -> str:
-    """A sentence with the new word ("word"), or one of the old world."""
+    """A sentence with the new word ("word"), or one of the old world; a caption and nothing more ("caption")."""
     while True:
-        text = language.expand("everyday", rng) if group == "word" else language.sample_spoken(rng)
+        if group == "word":
+            text = language.expand("everyday", rng)
+        elif group == "caption":
+            text = language.expand(rng.choice(CAPTIONS), rng)
+        else:
+            text = language.sample_spoken(rng)
         if lesson.is_held_out(text) == held_out and lesson.is_new(text) == (group == "word"):
             return text
 

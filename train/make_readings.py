@@ -8,8 +8,9 @@ model knew is not forgotten. OUT holds
   phrases.jsonl     {"text", "speech"}: one to three words, where the words are learned
   sentences.jsonl   {"text", "speech"}: whole sentences
   words.jsonl       {"text", "speech"}: their words in no order, in which no word follows from those before
-  text.jsonl        {"messages"}: paragraphs of the manual that comes with Python
-  own.jsonl         {"messages"}: what the backbone writes by itself, the best reminder of what it could
+  text.jsonl        {"document"}: paragraphs of the manual that comes with Python
+  own.jsonl         {"document"}: what the backbone writes by itself, the best reminder of what it could
+  replies.jsonl     {"messages"}: the same, as replies in a conversation
   heldout.jsonl     {"text", "speech"}: sentences that are in none of them, for eval/grown.py
   media/            the recordings
 
@@ -68,13 +69,14 @@ def main(words: list[str]) -> None:
         if name in args.parts:
             rows = ({"text": text, "speech": studio.say(text, args.voice)} for text in said)
             write_lines(args.out / f"{name}.jsonl", rows)
-    plain = {"text": plain_text(counts["text"], studio.rng)} if "text" in args.parts else {}
+    if "text" in args.parts:
+        write_lines(args.out / "text.jsonl", ({"document": text} for text in plain_text(counts["text"], studio.rng)))
     if "own" in args.parts and not (args.out / "own.jsonl").is_file():  # takes minutes
         model, tokenizer = load_backbone(find_backbone(args.backbone))
-        plain["own"] = own_text(model.to(args.device), tokenizer, counts["own"], args.seed)
-    for name, written in plain.items():
+        written = own_text(model.to(args.device), tokenizer, counts["own"], args.seed)
         turns = ([{"role": "assistant", "content": text}] for text in written)
-        write_lines(args.out / f"{name}.jsonl", ({"messages": messages} for messages in turns))
+        write_lines(args.out / "replies.jsonl", ({"messages": messages} for messages in turns))
+        write_lines(args.out / "own.jsonl", ({"document": text} for text in written))
 
 
 def sentences(count: int, rng: random.Random, held_out: bool) -> Iterable[str]:

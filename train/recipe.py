@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import sysconfig
 import tempfile
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -110,11 +111,15 @@ def check_backend(compile: str) -> None:
     if compile not in backends:
         usual = ", ".join(torch.compiler.list_backends())
         raise ValueError(f"compile: got {compile!r}, allowed: {usual}.")
-    compiler = os.environ.get("CXX", "g++")
-    if compile == "inductor" and not torch.cuda.is_available() and not shutil.which(compiler):
+    needed = {
+        os.environ.get("CXX", "g++"): shutil.which(os.environ.get("CXX", "g++")),
+        "Python.h": Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    }
+    missing = [name for name, found in needed.items() if not found]
+    if compile == "inductor" and missing and not torch.cuda.is_available():
         raise ValueError(
-            f"compile: on a CPU inductor needs a C++ compiler, and there is no {compiler}. Install it, or leave "
-            "compile out."
+            f"compile: on a CPU inductor needs a C++ compiler and Python's headers, and there is no {missing[0]}. "
+            "Install it, or leave compile out."
         )
 
 
