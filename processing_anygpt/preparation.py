@@ -155,13 +155,13 @@ def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: S
         messages = with_transcripts(copy_messages(values["messages"]), settings.transcripts)
         blocks = [block for message in messages for block in blocks_of(message)]
         return [Draft(source, "messages", messages, [block for block in blocks if block.get("type") in names])]
-    kind = "document" if "document" in values else "text"
+    present = [name for name in names if name in values]
+    kind = "document" if "document" in values and not present else "text"
     text = values.get(kind)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"No text: need a string in {wanted[kind]!r}, got {text!r:.40}.")
     if kind == "document":
         return [Draft(source, kind, document=text)]
-    present = [name for name in names if name in values]
     if not present:
         raise ValueError(f"No medium beside the text: need one of {', '.join(wanted[name] for name in names)}.")
     drafts = []

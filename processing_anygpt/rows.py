@@ -8,13 +8,14 @@ A folder of rows:
 
 Columns of a shard:
 
-    input_ids        list<int32>    ids of one conversation, its `<eos>` included, without padding
+    input_ids        list<int32>    ids of one conversation, its `<eos>` included, or of a document; without padding
     labels           list<int32>    of equal length: the id where it is learned, -100 elsewhere; not shifted
     length           int32          number of ids
     modality_tokens  struct         {"text", and every modality by name}: int32, ids of each; an item counts with its
                                     start and end token, all other ids are "text"; the sum is `length`
-    task             string         "speech->text", "text->image", ..., or "messages"
-    source           string         which source row it is; with `task` unique in the folder
+    task             string         "speech->text", "text->image", ..., "messages" or "document"
+    source           string         which source row it is, and where in it a piece of a document begins
+                                    ("a.jsonl:3+511"); with `task` unique in the folder
 
 A shard appears whole or not at all (temporary name, then rename), and the reasons why source rows of its unit were
 refused travel inside it, in the metadata of its schema. So a folder is resumed by making the shards that are missing.
