@@ -34,16 +34,17 @@ VOICE_SECONDS = 1.0  # of the voice prompt, heard by the language model
 def compose(blocks: list[dict], to: str, instructions: dict = INSTRUCTIONS) -> list[dict]:
     """The content of the user's turn that asks for `to`, from the INPUTs in their order.
 
-    Media and text: the text is the instruction, taken as it is. Media alone: the default instruction of its type;
-    without one (a spoken request for a picture, say) the media speaks for itself. Text alone: the default instruction
-    filled with it, unless the text is phrased as one already ("draw a red circle").
+    Media and text: the text is the instruction, taken as it is; one of `instructions` goes before the media, as it did
+    in training. Media alone: the default instruction of its type; without one (a spoken request for a picture, say)
+    the media speaks for itself. Text alone: the default instruction filled with it, unless the text is phrased as one
+    already ("draw a red circle").
     """
     media = [block for block in blocks if block["type"] != "text"]
     texts = [block["text"] for block in blocks if block["type"] == "text"]
+    wording = instructions.get((media[0]["type"], to), []) if media else []
     if media and texts:
-        return blocks
+        return blocks if texts[0] not in wording else sorted(blocks, key=lambda block: block["type"] != "text")
     if media:
-        wording = instructions.get((media[0]["type"], to), [])
         return [{"type": "text", "text": line} for line in wording[:1]] + media
     text = " ".join(texts)
     wording = instructions.get(("text", to), ["{text}"])
@@ -61,7 +62,7 @@ def voice_block(path: str, sampling_rate: int) -> dict:
 
 def instructions_of(folder: str) -> dict:
     """The instruction sentences that a checkpoint is asked with: {(from, to): [sentence, ...]}."""
-    if Path(folder) == DEFAULT_MODEL:
+    if Path(folder).resolve() == DEFAULT_MODEL.resolve():
         return INSTRUCTIONS
     path = Path(folder) / PROMPTS_FILE
     return read_prompts(path).get("instructions", {}) if path.is_file() else GENERAL_INSTRUCTIONS

@@ -90,6 +90,11 @@ def test_chat(output_of, files):
         ([("speech", "x.wav")], "text", [("text", INSTRUCTIONS["speech", "text"][0]), ("speech", "x.wav")]),
         ([("speech", "x.wav")], "image", [("speech", "x.wav")]),
         ([("image", "x.png"), ("text", "why")], "text", [("image", "x.png"), ("text", "why")]),
+        (
+            [("image", "x.png"), ("text", "describe this picture")],
+            "text",
+            [("text", "describe this picture"), ("image", "x.png")],
+        ),
     ],
 )
 def test_compose(blocks, to, expected):

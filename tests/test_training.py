@@ -21,6 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, Traine
 pytest.importorskip("trl")
 from training_tools import EMBEDDED, random_row, random_rows, small_checkpoint
 
+from processing_anygpt.tiny_world.language import INSTRUCTIONS
+from serving_anygpt.requests import instructions_of
+
 TRAIN = Path(__file__).parent.parent / "train"
 RECIPES = sorted(p for n in ("pretrain", "sft", "dpo", "paper") for p in (TRAIN / "configs").glob(f"{n}_*.yaml"))
 
@@ -191,6 +194,16 @@ def test_the_saved_model_is_complete(workshop, tmp_path, scripts):
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     assert [spec.name for spec in processor.specs] == ["image", "speech", "music"]
     assert not list((tmp_path / "model").glob("*.bin")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_model_is_asked_in_the_words_of_the_one_it_was_made_from(workshop, tmp_path, scripts):
+    """anygpt-tiny's words, of which it has no file, and those of a file; others have none."""
+    save_whole, processor = scripts("merge").save_whole, AutoProcessor.from_pretrained(EMBEDDED)
+    model = AutoModelForCausalLM.from_pretrained(workshop / "model")
+    for name, base in (("first", EMBEDDED), ("second", tmp_path / "first"), ("other", workshop / "model")):
+        save_whole(model, processor, tmp_path / name, str(base))
+    assert all(instructions_of(tmp_path / name) == INSTRUCTIONS for name in ("first", "second"))
+    assert not (tmp_path / "other" / "prompts.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from recipe import ModelRecipe, load_model, load_processor
 from safetensors import SafetensorError
 from settings import run_script
 
+from serving_anygpt.requests import GENERAL_INSTRUCTIONS, PROMPTS_FILE, instructions_of, write_prompts
+
 
 @contextmanager
 def whole_folder(folder: Path):
@@ -47,11 +49,14 @@ def refuse_existing(folder: Path) -> None:
         raise ValueError(f"{folder} exists already. Give the name of a new folder, or remove it.")
 
 
-def save_whole(model, processor, out: Path) -> None:
-    """A complete checkpoint in `out`, or nothing."""
+def save_whole(model, processor, out: Path, base: str) -> None:
+    """A complete checkpoint in `out`, or nothing. It is asked in the words that `base` is asked in."""
+    wording = instructions_of(base)
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if wording != GENERAL_INSTRUCTIONS:
+            write_prompts(wording, folder / PROMPTS_FILE)
 
 
 def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
@@ -71,7 +76,7 @@ def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
         raise ValueError(
             f"The adapter {adapter} does not fit {base}: {first} Give the --base it was trained on."
         ) from error
-    save_whole(model.merge_and_unload(), processor, out)
+    save_whole(model.merge_and_unload(), processor, out, base)
 
 
 def save_model(trainer, recipe: ModelRecipe) -> None:
@@ -109,7 +114,7 @@ def export(weights: Path, recipe: ModelRecipe, out: Path) -> None:
     processor = load_processor(recipe.model)
     # FSDP2 gathers a tied matrix twice; a loaded model is saved with one.
     model = load_model(ModelRecipe(model=str(weights), dtype=recipe.export_dtype or recipe.dtype), seed=0)
-    save_whole(model, processor, out)
+    save_whole(model, processor, out, recipe.model)
 
 
 def main(words: list[str]):

@@ -39,7 +39,7 @@ def main(words: list[str]) -> None:
     mixed = mean_of(loaded)
     if base is not None:
         go_back(mixed, base, args.share)
-    save_whole(mixed, processor, args.out)
+    save_whole(mixed, processor, args.out, args.models[0])
     print(f"saved {args.out}")
 
 

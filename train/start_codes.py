@@ -38,7 +38,7 @@ def main(words: list[str]) -> None:
     processor = load_processor(args.model)
     model = load_model(ModelRecipe(model=args.model), args.seed)
     start(model, processor.tokenizer, Path(args.model), np.random.default_rng(args.seed))
-    save_whole(model, processor, args.out)
+    save_whole(model, processor, args.out, args.model)
     print(f"saved {args.out}")
 
 
