@@ -95,7 +95,7 @@ tiny-lm: eval-deps
 # SFT: more arguments for train/sft.py, by default bfloat16 where the processor multiplies it, and compiled layers where
 # there is what torch compiles with.
 SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true --attn_implementation eager) \
-	$(shell command -v g++ > /dev/null && test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')"/Python.h \
+	$(shell PYTHONPATH=.:train $(BIN)/python -c 'from recipe import check_backend; check_backend("inductor")' 2> /dev/null \
 		&& echo --compile inductor)
 LESSON := data/lesson
 lesson: eval-deps

@@ -30,7 +30,6 @@ from .vocabulary import INSTRUCTION, RESPONSE, Modality
 DIRECTIONS = ("both", "random", "x-to-text", "text-to-x")
 LOSSES = ("assistant", "all")
 TRANSCRIPTS = ("free", "forced", "none")
-TEXT_COLUMNS = ("messages", "document", "text")
 # Where a block keeps its medium, or one named as its modality. Bytes come first: datasets' path beside them is a name.
 SOURCE_KEYS = ("bytes", "array", "path", "url", "audio", "image")
 SLACK_SECONDS = 0.1  # a clip of "5 s" that is a little longer is cut, not refused
@@ -129,11 +128,11 @@ def prepare(
         try:
             if problems:
                 raise ValueError(problems[0])
-            if draft.document is not None:
-                made += document_rows(draft, processor, settings)
-                continue
-            ids, labels = tokenise(draft.messages, processor, settings)
-            made.append(rows.make_row(ids, labels, draft.task, draft.source, processor.specs))
+            if draft.document is None:
+                pieces = [(draft.source, *tokenise(draft.messages, processor, settings))]
+            else:
+                pieces = cut_document(draft, processor, settings)
+            made += [rows.make_row(ids, labels, draft.task, source, processor.specs) for source, ids, labels in pieces]
         except ValueError as error:
             rejects.append(reject(draft.source, draft.task, error))
     return made, rejects
@@ -146,10 +145,15 @@ def reject(source: str, task: str | None, error: ValueError) -> dict:
 # ---------------------------------------------------------------- records to conversations
 
 
+def column_names(given: dict[str, str], modalities: Sequence[str]) -> dict[str, str]:
+    """What a record may hold -> its column: as `given`, else of its own name."""
+    return {name: given.get(name, name) for name in ("messages", "document", "text", *modalities)}
+
+
 def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: Settings) -> list[Draft]:
     """The conversations of a record, their media not yet encoded; ValueError if it has none."""
     names = [spec.name for spec in specs]
-    wanted = {name: settings.columns.get(name, name) for name in (*TEXT_COLUMNS, *names)}
+    wanted = column_names(settings.columns, names)
     values = {name: record[key] for name, key in wanted.items() if record.get(key) is not None}
     if "messages" in values:
         messages = with_transcripts(copy_messages(values["messages"]), settings.transcripts)
@@ -289,19 +293,18 @@ def max_frames(spec: Modality) -> int | None:
 # ---------------------------------------------------------------- conversations to ids
 
 
-def document_rows(draft: Draft, processor: AnyGPTProcessor, settings: Settings) -> list[dict]:
-    """Plain text as the backbone was trained on it, all of it learned; in pieces where it is longer than a row, each
-    beginning with the last id of the one before."""
+def cut_document(
+    draft: Draft, processor: AnyGPTProcessor, settings: Settings
+) -> list[tuple[str, list[int], list[int]]]:
+    """Source, input_ids and labels of plain text as the backbone was trained on it, all of it learned; in pieces where
+    it is longer than a row, each beginning with the last id of the one before."""
     ids, labels = encode_pieces([(draft.document, True)], text_only(processor.tokenizer))
     if len(ids) < 2:
         raise ValueError("Nothing to learn: the document is a single token.")
-    starts = range(0, max(1, len(ids) - 1), settings.max_tokens - 1)
-    made = []
-    for start in starts:
-        piece = slice(start, start + settings.max_tokens)
-        source = draft.source if len(starts) == 1 else f"{draft.source}+{start}"
-        made.append(rows.make_row(ids[piece], labels[piece], draft.task, source, processor.specs))
-    return made
+    starts = range(0, len(ids) - 1, settings.max_tokens - 1)
+    pieces = [slice(start, start + settings.max_tokens) for start in starts]
+    sources = [f"{draft.source}+{start}" for start in starts] if len(starts) > 1 else [draft.source]
+    return [(source, ids[piece], labels[piece]) for source, piece in zip(sources, pieces, strict=True)]
 
 
 def tokenise(messages: list[dict], processor: AnyGPTProcessor, settings: Settings) -> tuple[list[int], list[int]]:

@@ -78,10 +78,10 @@ def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.
         if find_modality(processor.specs, name).name not in heard:
             raise ValueError(f"{name} is no sound: --audio and --cut take {', '.join(heard)}.")
     columns = dict(item.partition("=")[::2] for item in args.columns)
+    allowed = preparation.column_names({}, names)
     for name, column in columns.items():
-        if not column or name not in (*preparation.TEXT_COLUMNS, *names):
-            allowed = ", ".join((*preparation.TEXT_COLUMNS, *names))
-            raise ValueError(f"--columns takes NAME=COLUMN with NAME of {allowed}; got {name!r}.")
+        if not column or name not in allowed:
+            raise ValueError(f"--columns takes NAME=COLUMN with NAME of {', '.join(allowed)}; got {name!r}.")
     settings = preparation.Settings(
         max_tokens=args.max_tokens or config.text_config.max_position_embeddings,
         directions=args.directions,
@@ -116,7 +116,7 @@ def check_columns(found: set[str], columns: dict[str, str], names: list[str]) ->
     for name, column in columns.items():
         if column not in found:
             raise ValueError(f"The data have no column {column!r} for {name}. They have: {listed}.")
-    usual = {name: columns.get(name, name) for name in (*preparation.TEXT_COLUMNS, *names)}
+    usual = preparation.column_names(columns, names)
     media = [usual[name] for name in names]
     whole = found & {usual["messages"], usual["document"]}
     if not whole and not (usual["text"] in found and found & set(media)):
