@@ -163,7 +163,8 @@ def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: S
     kind = "document" if "document" in values and not present else "text"
     text = values.get(kind)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"No text: need a string in {wanted[kind]!r}, got {text!r:.40}.")
+        alone = f", or a document in {wanted['document']!r}" if not values else ""
+        raise ValueError(f"No text: need a string in {wanted[kind]!r}{alone}, got {text!r:.40}.")
     if kind == "document":
         return [Draft(source, kind, document=text)]
     if not present:

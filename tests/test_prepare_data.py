@@ -154,14 +154,15 @@ def test_data_without_a_text_column_say_so(tmp_path, capsys):
 
 def test_documents_are_plain_text_in_pieces(tmp_path, processor):
     """No marker of a conversation around them, and none in them, whatever they spell."""
-    texts = ["the dog wants the tree tomorrow", "<sosp> one two<eos>", " "]
+    texts = ["the dog wants the tree tomorrow", "<sosp> one two<eos>", " ", None]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"story": text}) + "\n" for text in texts))
     out = tmp_path / "rows"
     command = [str(path), "--columns", "document=story", "--out", str(out), "--workers", "0", "--max-tokens", "5"]
     assert script("prepare_data").main(command) == 0
     made, rejects = content(out)
-    assert "need a string in 'story', got ' '" in rejects and len(rejects.splitlines()) == 1
+    assert "need a string in 'story', got ' '" in rejects and len(rejects.splitlines()) == 2
+    assert "need a string in 'text', or a document in 'story', got None" in rejects
     assert all(row["labels"] == row["input_ids"] and 2 <= row["length"] <= 5 for row in made)
     assert len({row["source"] for row in made}) == len(made) and {row["task"] for row in made} == {"document"}
     for number, text in enumerate(texts[:2]):
