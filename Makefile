@@ -120,7 +120,8 @@ $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/.torch
 READINGS := data/readings
 smollm2-speech: smollm2 eval-deps
 	$(PIP) --no-build-isolation -e ".[gguf]"
-	test -d data/smollm2_any || $(BIN)/anygpt init --backbone $(SMOLLM2) data/smollm2_any --modalities speech
+	test -d data/smollm2_any || $(BIN)/anygpt init --backbone $(SMOLLM2) data/smollm2_any --modalities speech \
+		--instructions train/configs/speech_instructions.yaml
 	test -d data/smollm2_start || $(PY) train/start_codes.py --model data/smollm2_any --out data/smollm2_start
 	$(PY) train/make_readings.py --out $(READINGS) --backbone $(SMOLLM2)
 	for part in phrases words sentences; do $(PY) train/word_by_word.py $(READINGS)/$$part.jsonl --model data/smollm2_start \

@@ -97,6 +97,9 @@ def build_parser() -> Parser:
         help="AnyGPT folder that the modality table and the codecs come from (default: anygpt-tiny)",
     )
     init.add_argument("--seed", type=natural, default=0, metavar="N", help="of the new rows (default: 0)")
+    init.add_argument(
+        "--instructions", metavar="YAML", help="sentences it will be trained with (prepare_data.py), to ask it with"
+    )
 
     convert = commands.add_parser("convert", help="the released AnyGPT weights into one model folder")
     convert.add_argument("--llm", required=True, metavar="DIR", help="AnyGPT-base or AnyGPT-chat, as downloaded")
@@ -162,7 +165,8 @@ def run(arguments: argparse.Namespace) -> None:
 
         only_ours()
         names = None if arguments.modalities is None else arguments.modalities.split(",")
-        print(init(arguments.backbone, arguments.out, names, arguments.like, arguments.seed))
+        options = (names, arguments.like, arguments.seed, arguments.instructions)
+        print(init(arguments.backbone, arguments.out, *options))
         return
     if arguments.command == "convert":
         from .convert import convert

@@ -29,10 +29,12 @@ from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM, ModalitySpec, find_
 from processing_anygpt import AnyGPTProcessor, add_modality_tokens
 from processing_anygpt.codec_shelf import CodecShelf
 from processing_anygpt.conversation import chat_template_for
+from processing_anygpt.instructions import load_instructions
 
 from . import media
 from .export import has_tokenizer
 from .progress import step
+from .requests import PROMPTS_FILE, write_prompts
 
 MULTIPLE = 64  # of rows: with an odd number GPUs fall back to slow kernels in the head
 NOISE = 0.1  # standard deviation of a new row around the mean, in those of the old rows
@@ -44,6 +46,7 @@ def init(
     modalities: list[str] | None = None,
     like: str = str(media.DEFAULT_MODEL),
     seed: int = 0,
+    instructions: str | None = None,
     quiet: bool = False,
 ) -> str:
     """Writes the model folder `out`.
@@ -55,18 +58,22 @@ def init(
         like: AnyGPT folder that modality table, codecs, their sampling presets, chat template and system prompt are
             taken from.
         seed: of the noise in the new rows.
+        instructions: YAML for `prepare_data.py --instructions`, if it is to be trained with such: what is typed or
+            recorded without an instruction is then asked with the first of them. It comes along in training.
         quiet: no progress on standard error.
 
     Returns:
         What was written, in one line.
 
     Raises:
-        ValueError: `out` exists, unknown modalities, no such backbone, or one that AnyGPT can't be (it says why).
+        ValueError: `out` exists, unknown modalities, instructions that are none of theirs, no such backbone, or
+            one that AnyGPT can't be (it says why).
     """
     source = find_backbone(backbone)
     media.model_config(like)
     old_processor = AnyGPTProcessor.from_pretrained(like)
     specs = chosen_rows(old_processor, modalities, like)
+    wording = load_instructions([spec.name for spec in specs], instructions) if instructions else {}
     with media.new_folder(out) as temporary:
         with step("loading the backbone", quiet):
             stock, tokenizer = load_backbone(source)
@@ -79,6 +86,9 @@ def init(
         with step("saving", quiet):
             model.save_pretrained(temporary)
             make_processor(old_processor, tokenizer, model.config.modalities).save_pretrained(temporary)
+            if wording:
+                sentences = {tuple(direction.split("->")): lines for direction, lines in wording.items()}
+                write_prompts(sentences, temporary / PROMPTS_FILE)
     names = ", ".join(spec.name for spec in specs)
     return f"{out}: {type(stock).__name__} with {names}, {rows:,} new of {model.config.vocab_size:,} rows"
 

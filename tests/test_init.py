@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTo
 
 from modeling_anygpt import check_compatible
 from processing_anygpt import AnyGPTProcessor
+from processing_anygpt.instructions import load_instructions
 from serving_anygpt import cli
 from serving_anygpt.grow import NOISE, init
+from serving_anygpt.requests import instructions_of
 
 # kind, tied, rows without a token
 BACKBONES = {
@@ -120,6 +122,17 @@ def test_turns_are_separated_as_by_the_other(folder, tmp_path):
     assert processor.tokenizer.apply_chat_template(turns, tokenize=False).endswith("a<eoh> [MMGPT]: b<eos>")
 
 
+def test_asked_in_the_words_that_it_will_be_trained_with(folder, tmp_path):
+    """The sentences that prepare_data.py draws from: those of the file, and the usual ones where it has none."""
+    file, out = tmp_path / "mine.yaml", tmp_path / "grown"
+    file.write_text('text->speech: ["say {text}"]')
+    rows, like = ["music", "speech"], str(folder / "like")
+    init(str(folder / "llama"), str(out), rows, like, instructions=str(file), quiet=True)
+    wording = instructions_of(str(out))
+    assert wording["text", "speech"] == ["say {text}"]
+    assert {f"{a}->{b}": lines for (a, b), lines in wording.items()} == load_instructions(rows, file)
+
+
 def test_precision_and_seed(folder, tmp_path):
     make_backbone(tmp_path / "half", "llama", dtype=torch.bfloat16)
     heads = []
@@ -194,6 +207,8 @@ BAD_OPTIONS = {
     "like another": ("--like llama", "'llama' model, not an AnyGPT one"),
     "like without codecs": ("--like bare", "bare has no codec folder 'image_codec'"),
     "seed": ("--seed -1", "2^63"),
+    "instructions": ("--instructions odd.yaml", "Unknown direction 'smell->text' in odd.yaml"),
+    "no instructions": ("--instructions none.yaml", "Can't read the instructions in none.yaml"),
 }
 
 
@@ -207,6 +222,7 @@ def bad(folder, checkpoint, tmp_path_factory):
     files = shutil.ignore_patterns("*_codec", "soundstorm", "model.safetensors")
     shutil.copytree(checkpoint, bad / "bare", ignore=files)
     (bad / "taken").mkdir()
+    (bad / "odd.yaml").write_text('smell->text: ["what is this"]')
     return bad
 
 
