@@ -12,10 +12,13 @@ The judges of voices and instruments are fitted on sounds that went through the 
 
 import argparse
 import json
+import multiprocessing
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +40,7 @@ from processing_anygpt.rows import write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, lesson  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "modeling_anygpt/pretrained/anygpt_tiny"
+MAKING = ("tts", "text_to_image", "text_to_music")  # tasks of which the examination has a right answer as a medium
 BATCH = 32
 SAME = 1e-5  # largest difference of logits, of base + adapter and the merged model
 LARGEST_LOSS = 2.0  # points that an old task may lose
@@ -74,16 +78,19 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     items = read_items(args.data, args.limit)
-    with lesson.enlarged():
-        panel = Panel(items, args.sound_font, args.before)
-        checkpoints = {"before": args.before, "after": args.after}
-        scores = {when: examine(folder, items, panel, args.candidates) for when, folder in checkpoints.items()}
-    report = table(**scores)
+    for folder in (args.before, args.after):
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(f"{folder} is no checkpoint folder: it has no config.json.")
+    sitting = partial(sit, items=items, sound_font=args.sound_font, taught=args.before, candidates=args.candidates)
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:  # an hour's work, and a minute's
+        before, after, codecs = pool.map(sitting, (args.before, args.after, None))
+    report = table(before, after, codecs)
     same = True
     if args.adapter:
         report["largest_logit_difference"] = logit_difference(args.before, args.adapter, args.after, items)
         same = report["largest_logit_difference"] <= SAME
         print(f"base + adapter against merged: logits differ by {report['largest_logit_difference']:.2e} at most")
+    scores = {"before": before, "after": after, "codecs": codecs}
     report["items"] = {name: {line: s.items for line, s in lines.items()} for name, lines in scores.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))
@@ -102,15 +109,28 @@ def read_items(data: Path, limit: int | None) -> dict[tuple[str, str], list[Exam
         inner = language.core(row["text"]) if row["task"] == "speech_chat" else row["text"]
         voice = {"voice": str(data / row["voice"])} if "voice" in row else {}
         to = {"to": "image"} if row["task"] == "speech_chat" else {}
+        if row["task"] in MAKING:
+            to["reference"] = str(data / given)
         items[row["task"], row["group"]].append(
             Example(str(number), (inner,), row["group"], str(data / given), speaker=row.get("speaker"), **voice, **to)
         )
     return {key: found[:: max(1, len(found) // (limit or len(found)))] for key, found in items.items()}
 
 
-def examine(folder: str, items: dict, panel: "Panel", candidates: int | None = None) -> dict[str, Score]:
-    """Every line of the table for the checkpoint in `folder`."""
-    system = systems.Model("model", folder, torch.device("cpu"), candidates=candidates)
+def sit(folder: str | None, items: dict, sound_font: str, taught: str, candidates: int | None) -> dict[str, Score]:
+    """The examination of one checkpoint, or of the codecs by themselves (None), in a process of its own."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    logging.disable_progress_bar()
+    with lesson.enlarged():
+        panel = Panel(items, sound_font, taught)
+        if folder is None:
+            made = {key: examples for key, examples in items.items() if key[0] in MAKING}
+            return examine(systems.Reference("codecs", taught), made, panel)
+        return examine(systems.Model(folder, folder, torch.device("cpu"), candidates=candidates), items, panel)
+
+
+def examine(system: systems.System, items: dict, panel: "Panel") -> dict[str, Score]:
+    """Every line of the table that `items` ask for."""
     scores: dict[str, Score] = defaultdict(Score)
     for (task, group), examples in items.items():
         wanted = protocol.read(protocol.FOLDER / "tiny" / f"{task}.yaml")
@@ -119,7 +139,7 @@ def examine(folder: str, items: dict, panel: "Panel", candidates: int | None = N
             for example, output in zip(batch, system.answer(wanted, batch, seed=start), strict=True):
                 for line, right, count, item in panel.lines(task, group, example, output):
                     scores[line].add(right, count, item)
-        print(f"{folder}: {task} {group}, {len(examples)} items", file=sys.stderr, flush=True)
+        print(f"{system.name}: {task} {group}, {len(examples)} items", file=sys.stderr, flush=True)
     return scores
 
 
@@ -179,16 +199,21 @@ class Panel:
         yield f"{'new instrument: tunes' if group == 'instrument' else 'old: tunes'} described", whole, 1, item
 
 
-def table(before: dict[str, Score], after: dict[str, Score]) -> dict:
-    """Prints the table; returns it with the largest loss of an old task, in points."""
+def table(before: dict[str, Score], after: dict[str, Score], codecs: dict[str, Score]) -> dict:
+    """Prints the table; returns it with the largest loss of an old task, in points.
+
+    codecs: what they leave of the right answers, of lines where something is made. What is chosen among can be better.
+    """
     rows = [
         {"line": line, "before": round(before[line].percent, 1), "after": round(score.percent, 1), "of": score.count}
         for line, score in sorted(after.items())
     ]
-    print("| held out | before, % | after, % | change | of |\n|---|---|---|---|---|")
+    print("| held out | before, % | after, % | change | codecs, % | of |\n|---|---|---|---|---|---|")
     for row in rows:
-        change = row["after"] - row["before"]
-        print(f"| {row['line']} | {row['before']:.1f} | {row['after']:.1f} | {change:+.1f} | {row['of']} |")
+        kept = codecs.get(row["line"])
+        row["codecs"] = round(kept.percent, 1) if kept else None
+        numbers = f"{row['before']:.1f} | {row['after']:.1f} | {row['after'] - row['before']:+.1f}"
+        print(f"| {row['line']} | {numbers} | {row['codecs'] if kept else ''} | {row['of']} |")
     loss = max([0.0, *(row["before"] - row["after"] for row in rows if row["line"].startswith("old: "))])
     print(f"old tasks: the largest loss is {loss:.1f} points, {LARGEST_LOSS} are allowed", flush=True)
     return {"rows": rows, "largest_loss": round(loss, 1)}

@@ -26,10 +26,13 @@ OLD = ("old_speech", "old_pictures", "old_tunes", "old_asked")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
+    return small_lesson(tmp_path_factory.mktemp("lesson"))
+
+
+def small_lesson(folder: Path) -> Path:
     """The files of a small lesson. Voices hum and instruments beep: what they sound like is not tested here."""
     import make_lesson
 
-    folder = tmp_path_factory.mktemp("lesson")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(voices, "say", lambda text, *_: np.sin(np.arange(700 * len(text)) / 20).astype(np.float32) / 2)
         # The pitch of the first note, for the test to read.
@@ -109,6 +112,21 @@ def test_nothing_examined_is_taught(data):
             taught |= {text.removeprefix(opening) for text in said for opening in openings}
     assert all(lesson.is_held_out(text) for text in asked)
     assert len(taught) > 50 and not asked & taught
+
+
+def test_one_part_grows_and_the_others_stay(data, tmp_path, monkeypatch):
+    import make_lesson
+
+    taught, examined = make_lesson.COUNTS["voice"]
+    monkeypatch.setitem(make_lesson.COUNTS, "voice", (2 * taught, examined))
+    small_lesson(tmp_path)
+
+    def said(folder, name):
+        return [words_of(user + reply) for user, reply in conversations(folder, name)]
+
+    assert len(said(tmp_path, "voice")) > 1.5 * len(said(data, "voice"))
+    assert all(said(data, name) == said(tmp_path, name) for name in ("word", "object", *OLD))
+    assert [row["text"] for row in examination(data)] == [row["text"] for row in examination(tmp_path)]
 
 
 def test_what_is_made_does_not_vary_and_what_is_met_does(data):
@@ -237,10 +255,13 @@ def test_a_loss_of_an_old_task_shows(examine, capsys):
             score.add(right, 10, {})
         return found
 
-    report = examine.table(scores(9, 0), scores(8, 10))
+    codecs = {"new object drawn": examine.Score(9, 10)}
+    report = examine.table(scores(9, 0), scores(8, 10), codecs)
     assert report["largest_loss"] == 10.0
-    assert "| old: pictures drawn | 90.0 | 80.0 | -10.0 | 10 |" in capsys.readouterr().out
-    assert examine.table(scores(8, 10), scores(9, 0))["largest_loss"] == 0.0  # is no old task
+    printed = capsys.readouterr().out
+    assert "| old: pictures drawn | 90.0 | 80.0 | -10.0 |  | 10 |" in printed
+    assert "| new object drawn | 0.0 | 100.0 | +100.0 | 90.0 | 10 |" in printed
+    assert examine.table(scores(8, 10), scores(9, 0), codecs)["largest_loss"] == 0.0  # is no old task
 
 
 def test_the_merged_model_is_compared_with_the_adapter(examine, tmp_path):

@@ -39,14 +39,14 @@ RATE = 16_000  # Hz, speech and music
 # new voice, scenes with the new object and without it, tunes on the new instrument and others, spoken requests,
 # captions said in each voice (some of the held-out sentences are).
 COUNTS = {
-    "word": (60, 10), "old": (200, 20), "voice": (300, 50), "object": (1500, 100), "scenes": (1500, 150),
-    "instrument": (300, 40), "tunes": (900, 60), "asked": (400, 20), "captions": (50, 0),
+    "word": (120, 10), "old": (400, 20), "voice": (1200, 50), "object": (3000, 100), "scenes": (3000, 150),
+    "instrument": (400, 40), "tunes": (1200, 60), "asked": (400, 20), "captions": (100, 0),
 }  # fmt: skip
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
 CAPTIONS = ("single", "pair", "row", "tune")
 READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
-READ_ALL = "old_pictures"  # but here: hearts are soon taken for ovals
-PROMPTS = 12  # recordings of a second of each voice to speak after
+READ_ALL = ("old_pictures", "old_tunes")  # but here: hearts are soon taken for ovals, and sad for happy
+PROMPTS = 100  # seconds of each voice to speak after: of a dozen the new voice was learned by heart, not known again
 SAMPLES = 4  # of three seconds, to examine with
 
 
@@ -62,26 +62,28 @@ def main():
 
 
 def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
-    studio = Studio(out, sound_font, random.Random(seed))
+    studio = Studio(out, sound_font)
     train, held_out = ({k: max(1, round(scale * n[i])) for k, n in COUNTS.items()} for i in (0, 1))
-    lessons = {
-        "word": list(speech_rows(studio, "word", voices.TRAINING_VOICES, train["word"])),
-        "voice": list(speech_rows(studio, "voice", [lesson.VOICE], train["voice"])),
-        "object": list(picture_rows(studio, True, train["object"])),
-        "instrument": list(tune_rows(studio, True, train["instrument"])),
-        "old_speech": list(speech_rows(studio, "old", voices.TRAINING_VOICES, train["old"])),
-        "old_pictures": list(picture_rows(studio, False, train["scenes"])),
-        "old_tunes": list(tune_rows(studio, False, train["tunes"])),
-        "old_asked": list(request_rows(studio, train["asked"])),
+    known, new = voices.TRAINING_VOICES, lesson.VOICE
+    parts = {
+        "word": speech_rows(studio, "word", known, train["word"]),
+        "voice": speech_rows(studio, "voice", [new], train["voice"]),
+        "object": picture_rows(studio, True, train["object"]),
+        "instrument": tune_rows(studio, True, train["instrument"]),
+        "captions": speech_rows(studio, "caption", [*known, new], train["captions"]),
+        "old_speech": speech_rows(studio, "old", known, train["old"]),
+        "old_pictures": picture_rows(studio, False, train["scenes"]),
+        "old_tunes": tune_rows(studio, False, train["tunes"]),
+        "old_asked": request_rows(studio, train["asked"]),
+        "heldout": examination(studio, held_out),
     }
-    write_lines(out / "heldout.jsonl", examination(studio, held_out))
-    everyone = [*voices.TRAINING_VOICES, lesson.VOICE]
-    lessons["captions"] = list(speech_rows(studio, "caption", everyone, train["captions"]))
-    thin = random.Random(seed)
-    for name, conversations in lessons.items():
-        share = 1.0 if name == READ_ALL else READ
-        taught = (messages for messages in conversations if makes(messages) or thin.random() < share)
-        write_lines(out / f"{name}.jsonl", ({"messages": messages} for messages in taught))
+    for name, records in parts.items():
+        studio.rng = random.Random(f"{seed} {name}")  # of its own, so that one part may grow and the others stay
+        made = list(records)
+        if name != "heldout":
+            share = 1.0 if name in READ_ALL else READ
+            made = [{"messages": turns} for turns in made if makes(turns) or studio.rng.random() < share]
+        write_lines(out / f"{name}.jsonl", made)
 
 
 def makes(messages: list[dict]) -> bool:
@@ -92,8 +94,9 @@ def makes(messages: list[dict]) -> bool:
 class Studio:
     """Makes media files and names them: a path below OUT is returned as `media/...`."""
 
-    def __init__(self, out: Path, sound_font: str, rng: random.Random):
-        self.out, self.sound_font, self.rng, self.made = out, sound_font, rng, 0
+    def __init__(self, out: Path, sound_font: str):
+        self.out, self.sound_font, self.made = out, sound_font, 0
+        self.rng = random.Random()
         self.prompts: dict[str, list[str]] = {}
         self.samples: dict[str, list[str]] = {}
         (out / "media").mkdir(parents=True, exist_ok=True)
