@@ -3,7 +3,8 @@
   python eval/lesson.py --data data/lesson --after runs/lesson/model --adapter runs/lesson/adapter --out lesson.json
 
 Asks both models everything in the heldout.jsonl of train/make_lesson.py with the prompts and the decoding of
-`protocols/tiny`, and prints a table of accuracies in percent. With --adapter it also checks that PEFT loads it and
+`protocols/tiny`, and prints a table of accuracies in percent, with what the codecs alone leave of recordings, pictures
+and tunes of what was asked for (column "codecs"). With --adapter it also checks that PEFT loads it and
 that base + adapter and the merged model (--after) give the same logits; a difference above 1e-5 is exit code 1.
 
 Judges: exact words of the reply, pixels, pocketsphinx with the enlarged world's grammar, Resemblyzer among six voices.
@@ -79,8 +80,7 @@ def main(argv: list[str]) -> int:
     logging.disable_progress_bar()
     items = read_items(args.data, args.limit)
     for folder in (args.before, args.after):
-        if not (Path(folder) / "config.json").is_file():
-            raise ValueError(f"{folder} is no checkpoint folder: it has no config.json.")
+        systems.Model(folder, folder, torch.device("cpu"))  # what is wrong with it is said now, not in half an hour
     sitting = partial(sit, items=items, sound_font=args.sound_font, taught=args.before, candidates=args.candidates)
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:  # an hour's work, and a minute's
         before, after, codecs = pool.map(sitting, (args.before, args.after, None))

@@ -79,11 +79,11 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
     }
     for name, records in parts.items():
         studio.rng = random.Random(f"{seed} {name}")  # of its own, so that one part may grow and the others stay
-        made = list(records)
+        lines = list(records)
         if name != "heldout":
             share = 1.0 if name in READ_ALL else READ
-            made = [{"messages": turns} for turns in made if makes(turns) or studio.rng.random() < share]
-        write_lines(out / f"{name}.jsonl", made)
+            lines = [{"messages": turns} for turns in lines if makes(turns) or studio.rng.random() < share]
+        write_lines(out / f"{name}.jsonl", lines)
 
 
 def makes(messages: list[dict]) -> bool:
