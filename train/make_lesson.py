@@ -62,7 +62,7 @@ def main():
 
 
 def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
-    studio = Studio(out, sound_font)
+    studio = Studio(out, sound_font, random.Random(seed))
     train, held_out = ({k: max(1, round(scale * n[i])) for k, n in COUNTS.items()} for i in (0, 1))
     known, new = voices.TRAINING_VOICES, lesson.VOICE
     parts = {
@@ -94,9 +94,8 @@ def makes(messages: list[dict]) -> bool:
 class Studio:
     """Makes media files and names them: a path below OUT is returned as `media/...`."""
 
-    def __init__(self, out: Path, sound_font: str):
-        self.out, self.sound_font, self.made = out, sound_font, 0
-        self.rng = random.Random()
+    def __init__(self, out: Path, sound_font: str, rng: random.Random):
+        self.out, self.sound_font, self.rng, self.made = out, sound_font, rng, 0
         self.prompts: dict[str, list[str]] = {}
         self.samples: dict[str, list[str]] = {}
         (out / "media").mkdir(parents=True, exist_ok=True)
