@@ -3,9 +3,9 @@
   python eval/lesson.py --data data/lesson --after runs/lesson/model --adapter runs/lesson/adapter --out lesson.json
 
 Asks both models everything in the heldout.jsonl of train/make_lesson.py with the prompts and the decoding of
-`protocols/tiny`, and prints a table of accuracies in percent, with what the codecs alone leave of recordings, pictures
-and tunes of what was asked for (column "codecs"). With --adapter it also checks that PEFT loads it and
-that base + adapter and the merged model (--after) give the same logits; a difference above 1e-5 is exit code 1.
+`protocols/tiny`, and prints a table of accuracies in percent; column "codecs" has what the codecs alone leave of the
+right recordings, pictures and tunes. With --adapter it also checks that PEFT loads it and that base + adapter and the
+merged model (--after) give the same logits; a difference above 1e-5 is exit code 1.
 
 Judges: exact words of the reply, pixels, pocketsphinx with the enlarged world's grammar, Resemblyzer among six voices.
 The judges of voices and instruments are fitted on sounds that went through the codecs, which never met the new ones.
@@ -41,7 +41,7 @@ from processing_anygpt.rows import write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, lesson  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "modeling_anygpt/pretrained/anygpt_tiny"
-MAKING = ("tts", "text_to_image", "text_to_music")  # tasks of which the examination has a right answer as a medium
+MAKING = ("tts", "text_to_image", "text_to_music")  # tasks whose right answer is the medium of the item
 BATCH = 32
 SAME = 1e-5  # largest difference of logits, of base + adapter and the merged model
 LARGEST_LOSS = 2.0  # points that an old task may lose
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     for folder in (args.before, args.after):
         systems.Model(folder, folder, torch.device("cpu"))  # what is wrong with it is said now, not in half an hour
     sitting = partial(sit, items=items, sound_font=args.sound_font, taught=args.before, candidates=args.candidates)
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:  # an hour's work, and a minute's
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:  # the third, the codecs, is soon done
         before, after, codecs = pool.map(sitting, (args.before, args.after, None))
     report = table(before, after, codecs)
     same = True
@@ -107,13 +107,16 @@ def read_items(data: Path, limit: int | None) -> dict[tuple[str, str], list[Exam
         row = json.loads(line)
         given = next(row[name] for name in ("speech", "image", "music") if name in row)
         inner = language.core(row["text"]) if row["task"] == "speech_chat" else row["text"]
-        voice = {"voice": str(data / row["voice"])} if "voice" in row else {}
-        to = {"to": "image"} if row["task"] == "speech_chat" else {}
-        if row["task"] in MAKING:
-            to["reference"] = str(data / given)
+        medium = str(data / given)
         items[row["task"], row["group"]].append(
-            Example(str(number), (inner,), row["group"], str(data / given), speaker=row.get("speaker"), **voice, **to)
-        )
+            Example(
+                str(number), (inner,), row["group"], medium,
+                reference=medium if row["task"] in MAKING else None,
+                voice=str(data / row["voice"]) if "voice" in row else None,
+                speaker=row.get("speaker"),
+                to="image" if row["task"] == "speech_chat" else None,
+            )
+        )  # fmt: skip
     return {key: found[:: max(1, len(found) // (limit or len(found)))] for key, found in items.items()}
 
 
@@ -124,8 +127,8 @@ def sit(folder: str | None, items: dict, sound_font: str, taught: str, candidate
     with lesson.enlarged():
         panel = Panel(items, sound_font, taught)
         if folder is None:
-            made = {key: examples for key, examples in items.items() if key[0] in MAKING}
-            return examine(systems.Reference("codecs", taught), made, panel)
+            answered = {key: examples for key, examples in items.items() if examples[0].reference}
+            return examine(systems.Reference("codecs", taught), answered, panel)
         return examine(systems.Model(folder, folder, torch.device("cpu"), candidates=candidates), items, panel)
 
 

@@ -165,8 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         only_ours()
         names = None if arguments.modalities is None else arguments.modalities.split(",")
-        options = (names, arguments.like, arguments.seed, arguments.instructions)
-        print(init(arguments.backbone, arguments.out, *options))
+        print(init(arguments.backbone, arguments.out, names, arguments.like, arguments.seed, arguments.instructions))
         return
     if arguments.command == "convert":
         from .convert import convert

@@ -77,7 +77,7 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
         "old_asked": request_rows(studio, train["asked"]),
         "heldout": examination(studio, held_out),
     }
-    for name, records in parts.items():
+    for name, records in parts.items():  # generators: nothing of a part is drawn before its turn
         studio.rng = random.Random(f"{seed} {name}")  # of its own, so that one part may grow and the others stay
         lines = list(records)
         if name != "heldout":
