@@ -123,40 +123,45 @@ class Clock(TrainerCallback):
 def ours(job: argparse.Namespace, folder: Path) -> dict:
     """Our recipe of that size, with several packs a step, so that the optimizer takes its usual share of the time."""
     lengths = row_lengths(40 * job.length, job.length)
-    packs_per_step = job.packs * job.accumulate
-    recipe = ROOT / "train" / "configs" / {"lora": "sft_7b_lora.yaml", "full": "sft_1b.yaml"}[job.kind]
-    line = [
-        str(recipe),
-        f"--model={make_checkpoint(folder / 'model', job.size)}",
-        "--save_strategy=no",
-    ]
-    line += [f"--mixture={json.dumps(write_rows(folder, lengths))}", f"--data_cache={folder / 'cache'}"]
-    line += [f"--output_dir={folder / 'out'}", f"--max_length={job.length}", f"--max_steps={job.steps}"]
-    line += [
-        f"--gradient_accumulation_steps={job.accumulate}",
-        "--disable_tqdm=true",
-        "--logging_steps=1",
-        f"--checkpointing={job.checkpointing}",
-    ]
-    line += [f"--attn_implementation={job.attention}", f"--liger={job.liger}", f"--use_cpu={job.cpu}"]
-    line += [f"--per_device_train_batch_size={job.packs}", f"--bf16={not job.cpu}"]
-    line += ["--dtype=float32"] if job.cpu else []
-    line += [f"--compile={job.compile}", f"--pad_to_multiple_of={job.length}"] if job.compile else []
+    recipe = ROOT / "train" / "configs" / {"lora": "sft_7b_lora.yaml", "full": "pretrain_1b.yaml"}[job.kind]
+    given = {
+        "model": make_checkpoint(folder / "model", job.size),
+        "mixture": json.dumps(write_rows(folder, lengths)),
+        "data_cache": folder / "cache",
+        "output_dir": folder / "out",
+        "max_length": job.length,
+        "pad_to_multiple_of": job.length,
+        "max_steps": job.steps,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "per_device_train_batch_size": job.packs,
+        "gradient_accumulation_steps": job.accumulate,
+        "attn_implementation": job.attention,
+        "liger": job.liger,
+        "compile": job.compile,
+        "checkpointing": job.checkpointing,
+    }
+    if job.cpu:
+        given |= {"use_cpu": True, "bf16": False, "dtype": "float32"}
+    line = [str(recipe), *(f"--{key}={value}" for key, value in given.items() if value is not None)]
     settings, config = sft.parse(sft.CLASSES, line)
     settings.from_scratch = True  # refused with LoRA, whose merged result would be of no use
     trainer, _ = sft.build(settings, config)
     clock = Clock(job.warm_up)
     trainer.add_callback(clock)
     trainer.train()
+    packs_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     plan = PackPlan(lengths, {name: SOURCES[name][0] for name in lengths}, job.length, trainer.args.seed)
     packs = range(job.warm_up * packs_per_step, job.steps * packs_per_step)
     tokens = sum(int(plan.lengths[plan[pack]].sum()) for pack in packs)
     every = np.concatenate(list(lengths.values())).astype(float)
     context = (every**2).sum() / every.sum()
-    options = f"{job.attention}{', Liger' * job.liger}{', compiled' * bool(job.compile)}"
+    options = f"{settings.attn_implementation}{', Liger' * settings.liger}{', compiled' * bool(settings.compile)}"
     checkpointing = "on" if trainer.args.activation_checkpointing else "off"
+    packs = f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps} packs"
     return figures(trainer, clock, tokens, context, job) | {
-        "what": f"ours: packed, {options}, checkpointing {checkpointing}"
+        "what": f"ours: {packs} a step, {options}, checkpointing {checkpointing}"
     }
 
 
@@ -260,21 +265,22 @@ def main():
     parser.add_argument("kind", nargs="?", default="all", choices=["all", "lora", "full", "packing"])
     parser.add_argument("--size", choices=list(SIZES), help="default: 7b for lora, 1b for full")
     parser.add_argument("--length", type=int, default=4096, help="ids of a pack")
-    parser.add_argument("--packs", type=int, default=1, help="packs of one forward pass, ours")
-    parser.add_argument("--accumulate", type=int, default=4, help="forward passes of one step, ours")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=5, help="steps that are not timed")
-    parser.add_argument("--attention", default="flash_attention_4", help="ours; sdpa needs no extra package")
-    parser.add_argument("--liger", type=json.loads, default=True, help="true or false: Liger's kernels, ours")
-    parser.add_argument("--checkpointing", default="auto", choices=["auto", "on", "off"], help="ours, as in recipes")
-    parser.add_argument("--compile", help="ours: compile the layers, for example with inductor")
+    own = parser.add_argument_group("ours", "by default as the recipe has it")
+    own.add_argument("--packs", type=int, help="packs of one forward pass")
+    own.add_argument("--accumulate", type=int, help="forward passes of one step")
+    own.add_argument("--attention", help="sdpa needs no extra package")
+    own.add_argument("--liger", type=json.loads, help="true or false: Liger's kernels")
+    own.add_argument("--checkpointing", choices=["auto", "on", "off"])
+    own.add_argument("--compile", help="compile the layers, for example with inductor; '' does not")
     parser.add_argument("--run", choices=["ours", "plain", "packing"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.cpu = not torch.cuda.is_available()
     if args.cpu and args.kind != "packing" and args.size != "toy":
         parser.error("torch sees no GPU. Measure packing, or try the program with --size toy.")
     if args.cpu:
-        args.attention, args.liger = "sdpa", False
+        args.attention, args.liger, args.compile = "sdpa", False, ""
     if args.run:
         with tempfile.TemporaryDirectory() as folder:
             result = {"ours": ours, "plain": plain, "packing": packing}[args.run](args, Path(folder))

@@ -188,6 +188,18 @@ def test_kept_ids_count_as_often_as_is_said(workshop, tmp_path, scripts):
     assert losses[1] > losses[0] + 1 and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
 
+def test_padding_changes_no_loss(workshop, tmp_path, scripts):
+    """Not of kept rows either: an id of padding is a row of its own."""
+    losses = []
+    for padding in ({}, {"pad_to_multiple_of": 96}):
+        mixture = {"speech": {"rows": str(workshop / "speech"), "rate": 0.5}}
+        mixture["music"] = {"rows": str(workshop / "music"), "rate": 0.5, "keep": True}
+        changes = {"lora_r": 4, "max_steps": 2, "save_strategy": "no", "mixture": json.dumps(mixture)} | padding
+        log = train(scripts("sft"), words(workshop, tmp_path / str(len(padding)), **changes))
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_the_saved_model_is_complete(workshop, tmp_path, scripts):
     train(scripts("sft"), words(workshop, tmp_path, max_steps=1, save_strategy="no", export_dtype="bfloat16"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16

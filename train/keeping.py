@@ -75,8 +75,9 @@ class Keeper:
         return {"kept": moved / ids} if ids else {}
 
 
-def kept_positions(packs: list[dict]) -> dict[str, torch.Tensor]:
-    """`kept` of packs laid end to end, [1, L]; empty for packs that don't say."""
+def kept_positions(packs: list[dict], length: int) -> dict[str, torch.Tensor]:
+    """`kept` of packs laid end to end, [1, length], 0 where there is padding; empty for packs that don't say."""
     if "kept" not in packs[0]:
         return {}
-    return {"kept": torch.tensor([kept for pack in packs for kept in pack["kept"]])[None]}
+    kept = torch.tensor([kept for pack in packs for kept in pack["kept"]])
+    return {"kept": torch.nn.functional.pad(kept, (0, length - len(kept)))[None]}

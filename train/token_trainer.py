@@ -173,7 +173,12 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
         self.model.register_forward_hook(self.meter, with_kwargs=True)
         self.keeper = Keeper(self.model, teacher, self.meter)
         collate = self.data_collator
-        self.data_collator = lambda packs: collate(packs) | kept_positions(packs)
+
+        def collate_kept(packs: list[dict]) -> dict:
+            batch = collate(packs)
+            return batch | kept_positions(packs, batch["input_ids"].shape[1])
+
+        self.data_collator = collate_kept
         head = self.model.get_output_embeddings()
         if not hasattr(head, "bias"):  # PEFT's wrapper of trainable rows, of which TRL reads the bias
             head.bias = None
