@@ -14,6 +14,7 @@ The judges of voices and instruments are fitted on sounds that went through the 
 import argparse
 import json
 import multiprocessing
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ class Score:
     @property
     def percent(self) -> float:
         return 100 * self.right / self.count
+
+    def change_since(self, before: "Score") -> tuple[float, float]:
+        """Points gained since `before`, on the same items, and their standard error over such items."""
+        gains = [new["right"] - old["right"] for new, old in zip(self.items, before.items, strict=True)]
+        spread = statistics.stdev(gains) * len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        return 100 * sum(gains) / self.count, 100 * spread / self.count
 
 
 def main(argv: list[str]) -> int:
@@ -203,21 +210,22 @@ class Panel:
 
 
 def table(before: dict[str, Score], after: dict[str, Score], codecs: dict[str, Score]) -> dict:
-    """Prints the table; returns it with the largest loss of an old task, in points.
+    """Prints the table; returns it with the largest loss of an old task, in points. A change has its standard error.
 
     codecs: what they leave of the right answers, of lines where something is made. What is chosen among can be better.
     """
-    rows = [
-        {"line": line, "before": round(before[line].percent, 1), "after": round(score.percent, 1), "of": score.count}
-        for line, score in sorted(after.items())
-    ]
+    rows = []
     print("| held out | before, % | after, % | change | codecs, % | of |\n|---|---|---|---|---|---|")
-    for row in rows:
-        kept = codecs.get(row["line"])
-        row["codecs"] = round(kept.percent, 1) if kept else None
-        numbers = f"{row['before']:.1f} | {row['after']:.1f} | {row['after'] - row['before']:+.1f}"
-        print(f"| {row['line']} | {numbers} | {row['codecs'] if kept else ''} | {row['of']} |")
-    loss = max([0.0, *(row["before"] - row["after"] for row in rows if row["line"].startswith("old: "))])
+    for line, score in sorted(after.items()):
+        change, error = score.change_since(before[line])
+        row = {"line": line, "before": before[line].percent, "after": score.percent, "change": change, "error": error}
+        row = {key: value if key == "line" else round(value, 1) for key, value in row.items()}
+        row |= {"codecs": round(codecs[line].percent, 1) if line in codecs else None, "of": score.count}
+        rows.append(row)
+        kept = "" if row["codecs"] is None else row["codecs"]
+        numbers = f"{row['before']} | {row['after']} | {row['change']:+.1f} +- {row['error']}"
+        print(f"| {line} | {numbers} | {kept} | {row['of']} |")
+    loss = max([0.0, *(-row["change"] for row in rows if row["line"].startswith("old: "))])
     print(f"old tasks: the largest loss is {loss:.1f} points, {LARGEST_LOSS} are allowed", flush=True)
     return {"rows": rows, "largest_loss": round(loss, 1)}
 

@@ -252,15 +252,16 @@ def test_a_loss_of_an_old_task_shows(examine, capsys):
     def scores(old, new):
         found = {"old: pictures drawn": examine.Score(), "new object drawn": examine.Score()}
         for score, right in zip(found.values(), (old, new), strict=True):
-            score.add(right, 10, {})
+            for number in range(10):
+                score.add(float(number < right), 1, {})
         return found
 
     codecs = {"new object drawn": examine.Score(9, 10)}
     report = examine.table(scores(9, 0), scores(8, 10), codecs)
     assert report["largest_loss"] == 10.0
     printed = capsys.readouterr().out
-    assert "| old: pictures drawn | 90.0 | 80.0 | -10.0 |  | 10 |" in printed
-    assert "| new object drawn | 0.0 | 100.0 | +100.0 | 90.0 | 10 |" in printed
+    assert "| old: pictures drawn | 90.0 | 80.0 | -10.0 +- 10.0 |  | 10 |" in printed  # one of ten items
+    assert "| new object drawn | 0.0 | 100.0 | +100.0 +- 0.0 | 90.0 | 10 |" in printed
     assert examine.table(scores(8, 10), scores(9, 0), codecs)["largest_loss"] == 0.0  # is no old task
 
 
