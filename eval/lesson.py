@@ -200,7 +200,8 @@ class Panel:
         what = "new instrument" if group == "instrument" else "old: instruments"
         if played:
             heard = self.instrument(*output.medium)
-            yield f"{what} played", float(heard == language.parse_tune(wanted).instrument), 1, {"wanted": wanted, "heard": heard}
+            right = float(heard == language.parse_tune(wanted).instrument)
+            yield f"{what} played", right, 1, {"wanted": wanted, "heard": heard}
             return
         found = judges.tune_words([example], [output])[0]
         item = {"wanted": wanted, "said": output.text}

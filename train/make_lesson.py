@@ -45,7 +45,7 @@ COUNTS = {
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
 CAPTIONS = ("single", "pair", "row", "tune")
 READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
-READ_ALL = ("old_pictures", "old_tunes")  # but here: hearts are soon taken for ovals, and sad for happy
+READ_MORE = {"old_pictures": 1.0, "old_tunes": 0.5}  # but here: hearts are soon taken for ovals, and sad for happy
 PROMPTS = 100  # seconds of each voice to speak after: of a dozen the new voice was learned by heart, not known again
 SAMPLES = 4  # of three seconds, to examine with
 
@@ -81,7 +81,7 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
         studio.rng = random.Random(f"{seed} {name}")  # of its own, so that one part may grow and the others stay
         lines = list(records)
         if name != "heldout":
-            share = 1.0 if name in READ_ALL else READ
+            share = READ_MORE.get(name, READ)
             lines = [{"messages": turns} for turns in lines if makes(turns) or studio.rng.random() < share]
         write_lines(out / f"{name}.jsonl", lines)
 
