@@ -380,6 +380,7 @@ ERRORS = {
     ),
     "not a number": ({"max_steps": "many"}, "invalid int value: 'many'"),
     "no steps": ({"max_steps": 0}, "max_steps is missing"),
+    "padding to nothing": ({"pad_to_multiple_of": 0}, "pad_to_multiple_of: got 0, allowed: 1 or more"),
     "no gpu": ({"use_cpu": False}, "torch sees no GPU"),
     "flash on a cpu": ({"attn_implementation": "flash_attention_4"}, "needs a GPU. On a CPU use sdpa"),
     "bad choice": ({"lora_vocabulary": "some", "lora_r": 4}, "allowed: frozen, rows, all"),

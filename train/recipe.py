@@ -146,6 +146,9 @@ class TrainingDefaults:
         if self.max_steps < 1:
             raise ValueError("max_steps is missing: how many steps to train. A mixture has no end of its own.")
         super().__post_init__()
+        padding = self.pad_to_multiple_of  # a number only now: TRL takes a string too
+        if padding is not None and padding < 1:
+            raise ValueError(f"pad_to_multiple_of: got {padding}, allowed: 1 or more, for example max_length.")
 
 
 def default_of(f: dataclasses.Field):
