@@ -159,9 +159,9 @@ def ours(job: argparse.Namespace, folder: Path) -> dict:
     context = (every**2).sum() / every.sum()
     options = f"{settings.attn_implementation}{', Liger' * settings.liger}{', compiled' * bool(settings.compile)}"
     checkpointing = "on" if trainer.args.activation_checkpointing else "off"
-    packs = f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps} packs"
+    step = f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps} packs a step"
     return figures(trainer, clock, tokens, context, job) | {
-        "what": f"ours: {packs} a step, {options}, checkpointing {checkpointing}"
+        "what": f"ours: {step}, {options}, checkpointing {checkpointing}"
     }
 
 

@@ -15,7 +15,8 @@ played). OUT holds
   media/          what all of them name
 
 What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C. What
-makes it also reads back (`language.READ_BACK`), of a third (READ): by that `generate_best` chooses among its replies.
+makes it also reads back (`language.READ_BACK`), of a third (READ; READ_MORE of old tunes and pictures): by that
+`generate_best` chooses among its replies.
 Recordings that are there already are kept. Needs flite, festival with festvox-kdlpc16k, hibari-tts, tinysoundfont.
 """
 
