@@ -80,9 +80,10 @@ def init(
         old_ids = sorted(set(tokenizer.get_vocab().values()))
         add_modality_tokens(tokenizer, specs)
         model = adopt(stock, tokenizer, specs)
-        rows = grow(model, old_ids, sorted(set(tokenizer.get_vocab().values())), seed)
+        ids = sorted(set(tokenizer.get_vocab().values()))
+        rows = grow(model, old_ids, ids, seed)
         presets = json_file(Path(like) / "generation_config.json").get("modality_presets", {})
-        model.generation_config = generation_config(stock.generation_config, model.config, presets)
+        model.generation_config = generation_config(stock.generation_config, model.config, presets, ids)
         with step("saving", quiet):
             model.save_pretrained(temporary)
             make_processor(old_processor, tokenizer, model.config.modalities).save_pretrained(temporary)
@@ -241,8 +242,9 @@ def grown(weight: torch.Tensor, rows: int, old: torch.Tensor, new: torch.Tensor,
     return result
 
 
-def generation_config(old: GenerationConfig, config: AnyGPTConfig, presets: dict) -> GenerationConfig:
-    """The backbone's settings for text, the presets of `like` for what its table has, and every end of a reply."""
+def generation_config(old: GenerationConfig, config: AnyGPTConfig, presets: dict, ids: list[int]) -> GenerationConfig:
+    """The backbone's settings for text, the presets of `like` for what its table has, every end of a reply, and no id
+    but those of the vocabulary, `ids`: a row without a token says nothing."""
     new = GenerationConfig.from_dict(old.to_dict())
     # If the backbone had no such file, `save_pretrained` would make the settings again from the model's config,
     # and lose these, the next time that somebody trains and saves.
@@ -250,6 +252,8 @@ def generation_config(old: GenerationConfig, config: AnyGPTConfig, presets: dict
     ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
     new.eos_token_id = list(dict.fromkeys([config.eos_token_id, *(i for i in ends if i is not None)]))
     new.pad_token_id = config.pad_token_id
+    unused = set(range(config.text_config.vocab_size)) - set(ids)
+    new.suppress_tokens = sorted(unused | set(old.suppress_tokens or ())) or None
     new.modality_presets = {spec.name: presets[spec.name] for spec in config.modalities if spec.name in presets}
     if not old.do_sample:  # greedy text, as before; codes are sampled
         new.do_sample = True

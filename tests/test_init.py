@@ -72,6 +72,16 @@ def test_text_stays_and_codes_come(name, folder, tmp_path):
         assert offsets.std() == pytest.approx(NOISE, rel=0.05) and offsets.mean().abs() < 0.01
         assert len(new.unique(dim=0)) == len(new)
 
+    # A row without a token is never said, were it the likeliest.
+    unused = sorted(set(range(rows)) - set(vocabulary.values()))
+    assert (model.generation_config.suppress_tokens or []) == unused
+    bias = torch.zeros(rows)
+    bias[unused] = 1e4
+    hook = model.lm_head.register_forward_hook(lambda head, given, logits: logits + bias)
+    reply = model.generate(**processor(text=text, return_tensors="pt"), output_modalities=("text",), max_new_tokens=8)
+    hook.remove()
+    assert not set(reply[0].tolist()) & set(unused)
+
     # Codes: every reply is whole, in what was asked for.
     assert model.config.eos_token_id == vocabulary["<eos>"]
     prompt = processor.apply_chat_template(
