@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU. Leave it out; the CPU takes minutes.")
+        raise ValueError("--device cuda: torch finds no GPU. Leave it out; a CPU core takes half an hour.")
     studio = Studio(args.out, "", random.Random(args.seed))
     counts = {name: max(2, round(count * args.scale)) for name, count in (COUNTS | {"own": args.own}).items()}
     heldout = sentences(counts["heldout"], studio.rng, held_out=True)
@@ -71,7 +71,7 @@ def main(words: list[str]) -> None:
             write_lines(args.out / f"{name}.jsonl", rows)
     if "text" in args.parts:
         write_lines(args.out / "text.jsonl", ({"document": text} for text in plain_text(counts["text"], studio.rng)))
-    if "own" in args.parts and not (args.out / "own.jsonl").is_file():  # takes minutes
+    if "own" in args.parts and not (args.out / "own.jsonl").is_file():  # half an hour on one CPU core
         model, tokenizer = load_backbone(find_backbone(args.backbone))
         written = own_text(model.to(args.device), tokenizer, counts["own"], args.seed)
         turns = ([{"role": "assistant", "content": text}] for text in written)
