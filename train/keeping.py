@@ -60,8 +60,9 @@ class Keeper:
             label_mask=mask,
         )
         self.meter(self.trained, (), {"labels": labels}, output)
-        agreement = (before.exp() * now[kept]).sum(-1)
-        moved = ((before.exp() * before).sum(-1) - agreement.detach()).sum()
+        wanted = before.exp()
+        agreement = (wanted * now[kept]).sum(-1)
+        moved = (wanted * before).sum() - agreement.detach().sum()
         sums = torch.stack([moved, kept.sum()])
         self.sums = sums if self.sums is None else self.sums + sums
         output.log_probs = spread(likely.masked_scatter(kept, weights[kept] * agreement))
