@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from modeling_anygpt.generation_anygpt import resolve_request
 
@@ -93,7 +94,9 @@ def generate_best(
         settings = copy.deepcopy(settings)
         settings.update(**sampling)
         sampling = {"generation_config": settings}
-    output = model.generate(**prompt, **(options | sampling))
+    witness = Witness()
+    watched = LogitsProcessorList([*(options.pop("logits_processor", None) or ()), witness])
+    output = model.generate(**prompt, **(options | sampling), logits_processor=watched)
     # A generation config that is given may leave the ends to the checkpoint, as `generate` does.
     ends = model.generation_config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
     start = input_ids.shape[1]
@@ -101,7 +104,8 @@ def generate_best(
     given = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, given, strict=True) for _ in range(count)]
     openings = stored.get("openings", ()) if openings is None else openings
-    scores = score(model, processor, required[0], prompts, replies, instruction, openings)
+    likely = witness.likelihood(output, [len(reply) for reply in replies])
+    scores = score(model, processor, required[0], prompts, replies, likely, instruction, openings)
     best = scores.view(-1, count).argmax(1)
     output = output.view(len(best), count, -1)[torch.arange(len(best), device=best.device), best]
     return output[:, : start + longest(output[:, start:], ends)]
@@ -113,12 +117,37 @@ def settings_of(generation_config: Any, required: tuple[str, ...]) -> dict:
     return stored.get(required[0], {}) if len(required) == 1 else {}
 
 
+class Witness(LogitsProcessor):
+    """Changes nothing and remembers how likely each id was that `generate` drew, before grammar and presets: a pass
+    over the finished replies would cost as much again."""
+
+    def __init__(self):
+        self.last, self.seen = None, []  # log P [B, V] of the next id, and of each id drawn [B]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.draw(input_ids)
+        self.last = scores.float().log_softmax(-1)
+        return scores
+
+    def draw(self, ids: torch.Tensor) -> None:
+        if self.last is not None:
+            self.seen.append(self.last.gather(1, ids[:, -1:].to(self.last.device))[:, 0])
+
+    def likelihood(self, output: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """log P(reply | prompt) in nats, float32 `[N]`. output: of `generate`; lengths: of the replies, in ids."""
+        self.draw(output)
+        seen = torch.stack(self.seen, 1)
+        within = torch.arange(seen.shape[1], device=seen.device) < torch.tensor(lengths, device=seen.device)[:, None]
+        return seen.where(within, 0.0).sum(1)
+
+
 def score(
     model: Any,
     processor: Any,
     modality: str,
     prompts: Sequence[list[int]],
     replies: Sequence[list[int]],
+    likely: torch.Tensor,
     instruction: str,
     openings: Sequence[str] = (),
 ) -> torch.Tensor:
@@ -126,7 +155,7 @@ def score(
 
     Args:
         modality: the item that was asked for; instruction, openings: as for `generate_best`.
-        prompts, replies: ids, without padding.
+        prompts, replies: ids, without padding; likely: log P of each reply to its prompt, in nats, `[N]`.
     """
     items = [
         made_and_asked(reply, request_text(prompt, processor), modality, processor, openings)
@@ -136,7 +165,7 @@ def score(
     scores = torch.full([len(items)], float("-inf"), device=model.device)
     codes, texts = [items[i][0] for i in whole], [items[i][1] for i in whole]
     prompts, replies = [prompts[i] for i in whole], [replies[i] for i in whole]
-    likely = likelihood(model, prompts, replies)
+    likely = likely[whole].to(scores.device)
     total = read_back(model, processor, modality, codes, texts, instruction) + LIKELY * likely
     words = [without_media(prompt, processor) for prompt in prompts]
     if words != prompts:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from processing_anygpt import generate_best
 from processing_anygpt.read_back import (
     LIKELY,
+    Witness,
     likelihood,
     longest,
     made_and_asked,
@@ -99,8 +101,24 @@ def test_a_reply_scores_best_for_the_voice_it_has(model, processor):
             prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True))
             turns.append({"role": "assistant", "content": [{"type": "speech", "codes": codes}]})
             replies.append(processor.apply_chat_template(turns, tokenize=True)[len(prompts[-1]) :])
-    scores = score(model, processor, "speech", prompts, replies, QUESTION, ["read this aloud"]).view(3, 3)
+    likely = likelihood(model, prompts, replies)
+    scores = score(model, processor, "speech", prompts, replies, likely, QUESTION, ["read this aloud"]).view(3, 3)
     assert scores.argmax(0).tolist() == [0, 1, 2]
+
+
+def test_a_witness_of_generate_saw_what_a_pass_over_its_replies_says(model, processor):
+    """For replies of different lengths, whose ids came under a grammar and presets."""
+    inputs = prompt(processor, "read this aloud two", "read this aloud the big dog finds the table tomorrow")
+    witness = Witness()
+    output = model.generate(
+        **inputs, output_modalities=("speech",), max_new_tokens=300, logits_processor=LogitsProcessorList([witness])
+    )
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    written = output[:, inputs["input_ids"].shape[1] :].tolist()
+    replies = [ids[: ids.index(model.generation_config.eos_token_id) + 1] for ids in written]
+    assert len(replies[0]) != len(replies[1])
+    seen = witness.likelihood(output, [len(reply) for reply in replies])
+    assert torch.allclose(seen, likelihood(model, rows, replies), atol=0.01)
 
 
 def test_likelihood_is_that_of_the_whole_sequence(model, processor):
