@@ -2,29 +2,16 @@
 
 import copy
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList
 
 from processing_anygpt import generate_best
-from processing_anygpt.read_back import (
-    LIKELY,
-    Witness,
-    likelihood,
-    longest,
-    made_and_asked,
-    read_back,
-    request_text,
-    score,
-    without_media,
-)
+from processing_anygpt.read_back import longest, made_and_asked, read_back, request_text
 from processing_anygpt.tiny_world import language, pictures
 
 QUESTION = language.READ_BACK
-EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def prompt(processor, *texts: str) -> dict:
@@ -71,80 +58,8 @@ def test_the_best_of_the_samples_is_kept(model, processor):
         codes = [processor.parse_output(sample[start:])[0].codes for sample in group]
         scene = request.removeprefix("draw ").removeprefix("show me ")  # no picture tells how it was asked for
         scores = read_back(model, processor, "image", codes, [scene] * 4, QUESTION)
-        turn = processor.apply_chat_template(
-            [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=True
-        )
-        ends = [sample[start:].tolist().index(model.generation_config.eos_token_id) + 1 for sample in group]
-        written = [sample[start : start + end].tolist() for sample, end in zip(group, ends, strict=True)]
-        scores = scores + LIKELY * likelihood(model, [turn] * 4, written)
         chosen = next(i for i, sample in enumerate(group) if torch.equal(row, sample[: len(row)]))
         assert scores[chosen] > scores.max() - 1e-3  # two may be told as surely, but for the rounding of the batch
-
-
-def spoken(processor, *files: str) -> list[np.ndarray]:
-    return processor.encode_media("speech", [str(EXAMPLES / file) for file in files])
-
-
-def test_a_reply_scores_best_for_the_voice_it_has(model, processor):
-    """One sentence in three voices, each asked for in each, after other words."""
-    words = "a small yellow heart left of a small pink star"
-    given = spoken(processor, "request_picture.wav", "request_tune.wav", "request_speech.wav")  # slt, rms, heart
-    said = spoken(processor, "voice_slt.wav", "voice_rms.wav", "voice_hibari.wav")
-    prompts, replies = [], []
-    for voice in given:
-        for codes in said:
-            content = [
-                {"type": "speech", "codes": voice[:, :50]},
-                {"type": "text", "text": f"read this aloud {words}"},
-            ]
-            turns = [{"role": "user", "content": content}]
-            prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True))
-            turns.append({"role": "assistant", "content": [{"type": "speech", "codes": codes}]})
-            replies.append(processor.apply_chat_template(turns, tokenize=True)[len(prompts[-1]) :])
-    likely = likelihood(model, prompts, replies)
-    scores = score(model, processor, "speech", prompts, replies, likely, QUESTION, ["read this aloud"]).view(3, 3)
-    assert scores.argmax(0).tolist() == [0, 1, 2]
-
-
-def test_a_witness_of_generate_saw_what_a_pass_over_its_replies_says(model, processor):
-    """For replies of different lengths, whose ids came under a grammar and presets."""
-    inputs = prompt(processor, "read this aloud two", "read this aloud the big dog finds the table tomorrow")
-    witness = Witness()
-    output = model.generate(
-        **inputs, output_modalities=("speech",), max_new_tokens=300, logits_processor=LogitsProcessorList([witness])
-    )
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
-    written = output[:, inputs["input_ids"].shape[1] :].tolist()
-    replies = [ids[: ids.index(model.generation_config.eos_token_id) + 1] for ids in written]
-    assert len(replies[0]) != len(replies[1])
-    seen = witness.likelihood(output, [len(reply) for reply in replies])
-    assert torch.allclose(seen, likelihood(model, rows, replies), atol=0.01)
-
-
-def test_likelihood_is_that_of_the_whole_sequence(model, processor):
-    rows = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("draw a big red", "say one")]
-    replies = [processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (" circle and a", " two")]
-    found = likelihood(model, rows, replies)
-    for prompt, reply, value in zip(rows, replies, found, strict=True):
-        with torch.inference_mode():
-            log_p = model(torch.tensor([prompt + reply])).logits[0].float().log_softmax(-1)
-        expected = sum(log_p[len(prompt) + i - 1, token] for i, token in enumerate(reply))
-        assert abs(value - expected) < 1e-3
-
-
-def test_a_prompt_without_its_media_is_that_of_its_words(processor):
-    (codes,) = spoken(processor, "voice.wav")
-    voice, words = {"type": "speech", "codes": codes}, {"type": "text", "text": "read this aloud two cats"}
-    earlier = [{"role": "user", "content": [voice]}, {"role": "assistant", "content": "good night"}]
-
-    def ids(*content):
-        turns = [*earlier, {"role": "user", "content": list(content)}]
-        return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
-
-    plain = ids(words)
-    for content in ([voice, words], [words, voice], [voice, words, voice], [words]):
-        assert without_media(ids(*content), processor) == plain
-    assert without_media(ids(voice), processor) == ids(voice)  # it is the request
 
 
 def test_one_candidate_is_generate(model, processor):
