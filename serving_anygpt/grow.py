@@ -252,7 +252,7 @@ def generation_config(old: GenerationConfig, config: AnyGPTConfig, presets: dict
     ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
     new.eos_token_id = list(dict.fromkeys([config.eos_token_id, *(i for i in ends if i is not None)]))
     new.pad_token_id = config.pad_token_id
-    unused = set(range(config.text_config.vocab_size)) - set(ids)
+    unused = set(range(config.vocab_size)) - set(ids)
     new.suppress_tokens = sorted(unused | set(old.suppress_tokens or ())) or None
     new.modality_presets = {spec.name: presets[spec.name] for spec in config.modalities if spec.name in presets}
     if not old.do_sample:  # greedy text, as before; codes are sampled
