@@ -204,7 +204,7 @@ def examine():
 def judged(script, task: str, group: str, text: str, output, **parts) -> dict:
     panel = script.Panel.__new__(script.Panel)  # without voices and instruments, which take recordings to learn
     vars(panel).update(parts)
-    example = script.Example("0", (text,), group, speaker="festival_ked")
+    example = script.Example("0", (text,), group, speaker=lesson.VOICE)
     with lesson.enlarged():
         return {line: right / of for line, right, of, _ in panel.lines(task, group, example, output)}
 

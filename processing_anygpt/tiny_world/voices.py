@@ -2,8 +2,8 @@
 
 Five voices train the small model and its codec; nine more it only hears, so that it learns to listen to strangers;
 four are never heard in training. `say` gives every one of them in the same form: float32 [T], 16 kHz, mono, peak 0.9,
-about 60 ms of silence at either end (silence costs the language model 50 tokens a second). Only joe varies from call
-to call.
+about 60 ms of silence at either end (silence costs the language model 50 tokens a second). A text sounds the same each
+time.
 
 | voice | from | licence | speaker |
 |---|---|---|---|
@@ -180,7 +180,8 @@ def _joe_voice():
 
 def _joe(text: str, speed: float) -> tuple[np.ndarray, int]:
     voice = _joe_voice()
-    config = _module("piper", "pip install piper-tts").SynthesisConfig(length_scale=1 / speed)
+    piper = _module("piper", "pip install piper-tts")  # without noise: the same text sounds the same each time
+    config = piper.SynthesisConfig(length_scale=1 / speed, noise_scale=0, noise_w_scale=0)
     chunks = list(voice.synthesize(text, config))
     return np.concatenate([chunk.audio_float_array for chunk in chunks]), chunks[0].sample_rate
 
