@@ -130,12 +130,9 @@ smollm2-speech: smollm2 eval-deps
 		$(READINGS)/$$part.jsonl --model data/smollm2_start --out $(READINGS)/rows/$$part \
 		--instructions train/configs/speech_instructions.yaml --pad-seconds 0.04 --workers 0 || exit; done
 	$(PY) train/sft.py train/configs/sft_smollm2.yaml $(SFT)
-	$(PY) eval/grown.py --model runs/smollm2_speech/model --backbone $(SMOLLM2) --data $(READINGS) \
-		--out out/smollm2_speech.json
-	test -d runs/smollm2_speech/mixed || $(PY) train/mix.py runs/smollm2_speech/model --base data/smollm2_start --share 0.9 \
-		--out runs/smollm2_speech/mixed
-	$(PY) eval/grown.py --model runs/smollm2_speech/mixed --backbone $(SMOLLM2) --data $(READINGS) \
-		--out out/smollm2_mixed.json
+	$(PY) train/mix.py runs/smollm2_speech/model --base data/smollm2_start --share 0.9 --out runs/smollm2_speech/mixed
+	for which in model mixed; do $(PY) eval/grown.py --model runs/smollm2_speech/$$which --backbone $(SMOLLM2) \
+		--data $(READINGS) --out out/smollm2_$$which.json || exit; done
 
 # vLLM wants an older transformers, so it gets its own environment (3.5 GB): make vllm-env VLLM_ENV=FOLDER. The torch that
 # it wants is not on PyPI: VLLM_TORCH="torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu" where pip has
