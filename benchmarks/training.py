@@ -4,6 +4,7 @@
   python benchmarks/training.py lora --size 7b           LoRA r16 on all linear layers, packs of 4,096 ids, bfloat16
   python benchmarks/training.py full --size 1b           all weights, float32 with bfloat16 autocast
   python benchmarks/training.py packing                  waste and leak; a CPU is enough
+  python benchmarks/training.py attention                what attention to packs costs on one core of a CPU
   python benchmarks/training.py lora --size toy          a try of the program itself on a CPU
 
 Every measurement is its own process, on random weights and on random rows with the lengths of the paper's sources; all
@@ -16,9 +17,11 @@ rows cut together into sequences of one length without masks, two of them a batc
   waste       positions of a sequence that hold no id / all positions
   rows_cut    rows that are in two sequences / all rows
   leak        largest change of a row's logits when the row before it is replaced (float32, tiny model)
+  ms_per_1024_ids  median of anygpt-tiny's forward and backward pass on rows of 80 to 280 ids, all weights trained
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -32,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 import budget
+import row_attention
 import sft
 from peft import LoraConfig, get_peft_model
 
@@ -243,6 +247,28 @@ def packing(job: argparse.Namespace, folder: Path) -> list[dict]:
     ]  # fmt: skip
 
 
+def attention(job: argparse.Namespace, folder: Path) -> list[dict]:
+    """Seconds of a pass with each kind of attention that a CPU has, in packs of 512 ids or of 1,024."""
+    torch.set_num_threads(1)
+    lengths = np.random.default_rng(3).integers(80, 281, 100)
+    results = []
+    for size, kind, bf16 in itertools.product((512, 1024), ("eager", "sdpa", row_attention.NAME), (False, True)):
+        model = AutoModelForCausalLM.from_pretrained(TINY, attn_implementation=kind)
+        plan = PackPlan({"rows": lengths}, {"rows": 1.0}, size, seed=0)
+        times = []
+        for number in range(job.steps * 1024 // size):
+            positions = torch.cat([torch.arange(n) for n in plan.lengths[plan[number]]])[None]
+            ids = torch.randint(40, 4100, positions.shape)
+            begin = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(ids, labels=ids, position_ids=positions, use_cache=False).loss
+            loss.backward()
+            times.append((time.perf_counter() - begin) / ids.numel())
+        what = f"{kind}, packs of {size}, {'bfloat16' if bf16 else 'float32'}"
+        results.append({"what": what, "ms_per_1024_ids": round(1024e3 * float(np.median(times[job.warm_up :])))})
+    return results
+
+
 @torch.no_grad()
 def logits(model, rows: list[torch.Tensor], masked: bool = True) -> torch.Tensor:
     """[L, V] of rows in one sequence; positions start again at each row if masked."""
@@ -257,12 +283,12 @@ def jobs(args: argparse.Namespace) -> list[list[str]]:
     for kind, size in (("lora", args.size or "7b"), ("full", args.size or "1b")):
         if args.kind in (kind, "all"):
             lines += [[kind, "--size", size, "--run", run] for run in ("plain", "ours")]
-    return lines + ([["packing", "--run", "packing"]] if args.kind in ("packing", "all") else [])
+    return lines + [[kind, "--run", kind] for kind in ("packing", "attention") if args.kind in (kind, "all")]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", nargs="?", default="all", choices=["all", "lora", "full", "packing"])
+    parser.add_argument("kind", nargs="?", default="all", choices=["all", "lora", "full", "packing", "attention"])
     parser.add_argument("--size", choices=list(SIZES), help="default: 7b for lora, 1b for full")
     parser.add_argument("--length", type=int, default=4096, help="ids of a pack")
     parser.add_argument("--steps", type=int, default=20)
@@ -274,16 +300,17 @@ def main():
     own.add_argument("--liger", type=json.loads, help="true or false: Liger's kernels")
     own.add_argument("--checkpointing", choices=["auto", "on", "off"])
     own.add_argument("--compile", help="compile the layers, for example with inductor; '' does not")
-    parser.add_argument("--run", choices=["ours", "plain", "packing"], help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=["ours", "plain", "packing", "attention"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.cpu = not torch.cuda.is_available()
-    if args.cpu and args.kind != "packing" and args.size != "toy":
-        parser.error("torch sees no GPU. Measure packing, or try the program with --size toy.")
+    if args.cpu and args.kind not in ("packing", "attention") and args.size != "toy":
+        parser.error("torch sees no GPU. Measure packing or attention, or try the program with --size toy.")
     if args.cpu:
         args.attention, args.liger, args.compile = "sdpa", False, ""
     if args.run:
         with tempfile.TemporaryDirectory() as folder:
-            result = {"ours": ours, "plain": plain, "packing": packing}[args.run](args, Path(folder))
+            runs = {"ours": ours, "plain": plain, "packing": packing, "attention": attention}
+            result = runs[args.run](args, Path(folder))
         print(f"RESULT {json.dumps(result)}")
         return
     device = torch.cuda.get_device_name() if not args.cpu else "CPU"

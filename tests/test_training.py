@@ -254,9 +254,10 @@ def test_an_adapter_loads_merges_and_trains_what_was_asked(folder, vocabulary, w
         assert moved[40:500].any() == (vocabulary == "all"), side  # text
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "row_by_row"])
 def test_packed_rows_do_not_see_each_other(attention, workshop, scripts):
     """Logits of packed rows are those of the rows alone; another neighbour changes no bit of them."""
+    scripts("row_attention")
     model = AutoModelForCausalLM.from_pretrained(workshop / "model", attn_implementation=attention)
     rng = np.random.default_rng(1)
     rows = [random_row(model.config, m, n, rng) for m, n in (("speech", 30), ("image", 64), ("music", 44))]
@@ -279,6 +280,16 @@ def test_packed_rows_do_not_see_each_other(attention, workshop, scripts):
     changed, same = (packed(each) for each in ids)
     assert not torch.equal(changed[1], same[1])
     assert torch.equal(changed[0], same[0]) and torch.equal(changed[2], same[2])
+
+
+@pytest.mark.parametrize("batch, more", [(2, {}), (1, {"sliding_window": 64}), (1, {"softcap": 30.0})])
+def test_attention_row_by_row_refuses_what_it_would_compute_wrongly(batch, more, scripts):
+    heads = torch.zeros(batch, 2, 5, 4)
+    positions = torch.arange(5)[None]
+    with pytest.raises(ValueError, match=f"{next(iter(more), 'padded rows')}.*Use sdpa"):
+        scripts("row_attention").row_by_row(
+            None, heads, heads, heads, None, scaling=1.0, position_ids=positions, **more
+        )
 
 
 def test_packing_changes_no_gradient(workshop, scripts):
@@ -312,9 +323,11 @@ def test_packing_changes_no_gradient(workshop, scripts):
     "run",
     [
         {"checkpointing": "on", "attn_implementation": "eager"},
+        {"attn_implementation": "row_by_row", "pad_to_multiple_of": 8},
         pytest.param({"compile": "aot_eager"}, marks=pytest.mark.slow),
+        pytest.param({"compile": "aot_eager", "attn_implementation": "row_by_row"}, marks=pytest.mark.slow),
     ],
-    ids=["checkpointing", "compiled"],
+    ids=["checkpointing", "row by row", "compiled", "compiled, row by row"],
 )
 def test_speed_and_memory_settings_change_no_loss(run, workshop, tmp_path, scripts):
     script, losses = scripts("sft"), []

@@ -174,9 +174,11 @@ def sentence(group: str, rng: random.Random, held_out: bool) -> str:
 def captions(rule: str, new: bool, count: int, rng: random.Random, held_out: bool) -> Iterable[str]:
     """Captions of scenes ("picture") or tunes, with what is new or without.
 
-    Few scenes are of one thing: there are a dozen with the oval, and a dozen are learned by heart, not understood.
+    New scenes are seldom of one thing: a dozen such have the oval, and a dozen are learned by heart, not understood.
+    Old ones are as often as in the old world: where they were as seldom, a small blue square became two.
     """
-    kinds = ["single", *["pair", "row"] * 5, "pair"] if rule == "picture" else [rule]
+    seldom_single = rule == "picture" and (new or held_out)
+    kinds = ["single", *["pair", "row"] * 5, "pair"] if seldom_single else [rule]
     for i in range(count):
         text = language.expand(kinds[i % len(kinds)], rng)
         while lesson.is_held_out(text) != held_out or lesson.is_new(text) != new:

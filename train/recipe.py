@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+import row_attention
 import torch
 import transformers
 import yaml
@@ -22,7 +23,8 @@ import processing_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
 from modeling_anygpt import AnyGPTConfig
 from processing_anygpt.rows import write_whole
 
-ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+ATTENTIONS = ("sdpa", "eager", row_attention.NAME, "flex_attention", *FLASH)
 # Keys of the TRL configs that the scripts set themselves, and why or what to use instead.
 OWNED = {
     "model_init_kwargs": "use model, dtype and attn_implementation",
@@ -92,7 +94,7 @@ class ModelRecipe:
             if getattr(self, key) not in values:
                 choices = ", ".join(str(value) for value in values)
                 raise ValueError(f"{key}: got {getattr(self, key)!r}, allowed: {choices}.")
-        if self.attn_implementation.startswith("flash") and not torch.cuda.is_available():
+        if self.attn_implementation in FLASH and not torch.cuda.is_available():
             raise ValueError(f"attn_implementation: {self.attn_implementation} needs a GPU. On a CPU use sdpa.")
         if self.compile:
             check_backend(self.compile)

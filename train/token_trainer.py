@@ -249,7 +249,8 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
 def load_teacher(recipe: RowsRecipe, config: RowsConfig, trained: AnyGPTConfig) -> AnyGPTForCausalLM:
     """The model before. Raises ValueError if its ids are not those of the model that is trained."""
     load_processor(recipe.teacher)
-    shape = ModelRecipe(model=recipe.teacher, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation)
+    dtype = "bfloat16" if config.bf16 else recipe.dtype  # nobody autocasts for the teacher
+    shape = ModelRecipe(model=recipe.teacher, dtype=dtype, attn_implementation=recipe.attn_implementation)
     teacher = load_model(shape, config.seed)
     if (teacher.config.vocab_size, teacher.config.modalities) != (trained.vocab_size, trained.modalities):
         raise ValueError(f"teacher: {recipe.teacher} has other ids than {recipe.model}. Name one it was made from.")
