@@ -94,7 +94,7 @@ tiny-lm: eval-deps
 # docs/training.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
 # SFT: more arguments for train/sft.py, by default bfloat16 where the processor multiplies it, and compiled layers where
 # there is what torch compiles with.
-SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true --attn_implementation eager) \
+SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true) \
 	$(shell PYTHONPATH=.:train $(BIN)/python -c 'from recipe import check_backend; check_backend("inductor")' 2> /dev/null \
 		&& echo --compile inductor)
 LESSON := data/lesson

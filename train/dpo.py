@@ -96,7 +96,7 @@ def build(recipe: PairsRecipe, config: PairsConfig) -> tuple[PairTrainer, str | 
     processor = load_processor(recipe.model)
     record_settings(recipe, config, config.train_batch_size * config.world_size * config.gradient_accumulation_steps)
     model = load_model(recipe, config.seed)
-    speed_up(model, recipe)
+    speed_up(model, recipe, config)
     options = {"max_length": config.max_length, "vocabulary": model.config.vocab_size, "cache": recipe.data_cache}
     choose_checkpointing(model, recipe, config)
     trainer = PairTrainer(

@@ -203,7 +203,7 @@ def load_model(recipe: ModelRecipe, seed: int, device: torch.device | str = "cpu
     return model
 
 
-def speed_up(model, recipe: ModelRecipe) -> None:
+def speed_up(model, recipe: ModelRecipe, config) -> None:
     """Liger's kernels and compilation, in place. Both act on the backbone's layers: TRL computes the loss itself."""
     if recipe.liger:
         if not is_liger_kernel_available():
@@ -211,8 +211,9 @@ def speed_up(model, recipe: ModelRecipe) -> None:
         # transformers would look up the kernels of a model_type "anygpt".
         apply_liger_kernel(model.model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
     if recipe.compile:
+        lengths_differ = None if config.pad_to_multiple_of else True  # None: torch finds out, and compiles twice
         for layer in model.model.layers:  # one graph serves them all, and the keys of the weights stay
-            layer.compile(backend=recipe.compile)
+            layer.compile(backend=recipe.compile, dynamic=lengths_differ)
 
 
 def lora_config(recipe: ModelRecipe, config: AnyGPTConfig) -> LoraConfig | None:

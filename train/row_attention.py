@@ -36,14 +36,12 @@ def row_by_row(
         [1, L, heads, head_dim], and no weights.
 
     Raises:
-        ValueError: several packs, or a backbone whose attention does more.
+        ValueError: padded rows, or a backbone whose attention does more.
     """
     more = [name for name in ("softcap", "sliding_window", "s_aux", "position_bias") if others.get(name) is not None]
     if len(query) > 1 or more:
         what = f"a backbone with {more[0]}" if more else f"{len(query)} padded rows"
-        raise ValueError(
-            f"attn_implementation: {NAME} is for packs and plain causal attention, not for {what}. Use sdpa."
-        )
+        raise ValueError(f"attn_implementation: {NAME} is for packs and causal attention, not for {what}. Use sdpa.")
     starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
     lengths = [end - start for start, end in pairwise([*starts, query.shape[2]])]
     with torch.autocast(query.device.type, enabled=False):

@@ -216,7 +216,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     steps = -(-plan.packs_per_pass() // packs_per_step)
     record_settings(recipe, config, packs_per_step)
     model = load_model(recipe, config.seed, "cpu" if is_sharded(config) else config.device)
-    speed_up(model, recipe)
+    speed_up(model, recipe, config)
     rows = concatenate_datasets([rows for rows, _ in opened.values()])
     sources = zip(recipe.mixture.values(), opened.values(), strict=True)
     kept = np.concatenate([np.full(len(lengths), float(source.get("keep", 0))) for source, (_, lengths) in sources])
