@@ -1,6 +1,6 @@
 """Speed and memory of training, ours beside a plain transformers Trainer (+ PEFT) loop; what packing wastes and leaks.
 
-  python benchmarks/training.py                          everything below, on one GPU of 80 GB: some minutes
+  python benchmarks/training.py                          all but attention, on one GPU of 80 GB: some minutes
   python benchmarks/training.py lora --size 7b           LoRA r16 on all linear layers, packs of 4,096 ids, bfloat16
   python benchmarks/training.py full --size 1b           all weights, float32 with bfloat16 autocast
   python benchmarks/training.py packing                  waste and leak; a CPU is enough
@@ -248,7 +248,7 @@ def packing(job: argparse.Namespace, folder: Path) -> list[dict]:
 
 
 def attention(job: argparse.Namespace, folder: Path) -> list[dict]:
-    """Seconds of a pass with each kind of attention that a CPU has, in packs of 512 ids or of 1,024."""
+    """Time of a pass with each kind of attention that a CPU has, in packs of 512 ids or of 1,024."""
     torch.set_num_threads(1)
     lengths = np.random.default_rng(3).integers(80, 281, 100)
     results = []
@@ -265,7 +265,8 @@ def attention(job: argparse.Namespace, folder: Path) -> list[dict]:
             loss.backward()
             times.append((time.perf_counter() - begin) / ids.numel())
         what = f"{kind}, packs of {size}, {'bfloat16' if bf16 else 'float32'}"
-        results.append({"what": what, "ms_per_1024_ids": round(1024e3 * float(np.median(times[job.warm_up :])))})
+        milliseconds = round(1024e3 * float(np.median(times[job.warm_up :])))
+        results.append({"device": "CPU", "what": what, "ms_per_1024_ids": milliseconds})
     return results
 
 
@@ -283,7 +284,14 @@ def jobs(args: argparse.Namespace) -> list[list[str]]:
     for kind, size in (("lora", args.size or "7b"), ("full", args.size or "1b")):
         if args.kind in (kind, "all"):
             lines += [[kind, "--size", size, "--run", run] for run in ("plain", "ours")]
-    return lines + [[kind, "--run", kind] for kind in ("packing", "attention") if args.kind in (kind, "all")]
+    if args.kind in ("packing", "all"):
+        lines.append(["packing", "--run", "packing"])
+    if args.kind == "attention":  # of no use to who has a GPU
+        lines.append(["attention", "--run", "attention"])
+    return lines
+
+
+RUNS = {"ours": ours, "plain": plain, "packing": packing, "attention": attention}
 
 
 def main():
@@ -300,7 +308,7 @@ def main():
     own.add_argument("--liger", type=json.loads, help="true or false: Liger's kernels")
     own.add_argument("--checkpointing", choices=["auto", "on", "off"])
     own.add_argument("--compile", help="compile the layers, for example with inductor; '' does not")
-    parser.add_argument("--run", choices=["ours", "plain", "packing", "attention"], help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=list(RUNS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.cpu = not torch.cuda.is_available()
     if args.cpu and args.kind not in ("packing", "attention") and args.size != "toy":
@@ -309,8 +317,7 @@ def main():
         args.attention, args.liger, args.compile = "sdpa", False, ""
     if args.run:
         with tempfile.TemporaryDirectory() as folder:
-            runs = {"ours": ours, "plain": plain, "packing": packing, "attention": attention}
-            result = runs[args.run](args, Path(folder))
+            result = RUNS[args.run](args, Path(folder))
         print(f"RESULT {json.dumps(result)}")
         return
     device = torch.cuda.get_device_name() if not args.cpu else "CPU"
