@@ -101,6 +101,7 @@ RUNS = {
     "pretrain": {
         "lora_r": 4,
         "lora_vocabulary": "rows",
+        "embedding_learning_rate": 1e-4,
         "lora_dropout": 0.1,
         "mixture": "{speech: {rows: SPEECH, rate: 0.7}, music: {rows: MUSIC, rate: 0.3, keep: true}}",
     },
@@ -254,6 +255,17 @@ def test_an_adapter_loads_merges_and_trains_what_was_asked(folder, vocabulary, w
         assert moved[40:500].any() == (vocabulary == "all"), side  # text
 
 
+@pytest.mark.parametrize("vocabulary", [None, "rows", "all"])
+def test_the_vocabulary_learns_at_its_own_pace(vocabulary, workshop, tmp_path, scripts):
+    changes = {"embedding_learning_rate": 1e-12, "max_steps": 2, "save_strategy": "no"}
+    if vocabulary:
+        changes |= {"lora_r": 4, "lora_vocabulary": vocabulary}
+    train(scripts("sft"), words(workshop, tmp_path, **changes))
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (workshop, tmp_path))
+    moved = {key for key, tensor in before.items() if (tensor - after[key]).abs().max() > 1e-9}
+    assert moved and not [key for key in moved if "embed_tokens" in key or "lm_head" in key]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "row_by_row"])
 def test_packed_rows_do_not_see_each_other(attention, workshop, scripts):
     """Logits of packed rows are those of the rows alone; another neighbour changes no bit of them."""
@@ -397,6 +409,8 @@ ERRORS = {
     "no gpu": ({"use_cpu": False}, "torch sees no GPU"),
     "flash on a cpu": ({"attn_implementation": "flash_attention_4"}, "needs a GPU. On a CPU use sdpa"),
     "bad choice": ({"lora_vocabulary": "some", "lora_r": 4}, "allowed: frozen, rows, all"),
+    "a pace for what stands still": ({"lora_r": 4, "embedding_learning_rate": 1e-4}, "the vocabulary is frozen"),
+    "no pace": ({"embedding_learning_rate": 0}, "got 0.0, allowed: above 0"),
     "rows without lora": ({"lora_vocabulary": "rows"}, "Without LoRA"),
     "lora from scratch": ({"from_scratch": True, "lora_r": 4}, "an adapter needs a trained base"),
     "no reporter": ({"report_to": "trackio"}, "trackio is not installed. pip install trackio"),

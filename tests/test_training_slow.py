@@ -24,7 +24,7 @@ FSDP2 = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "train/
 FSDP2 += ["--num_processes", "2", "--main_process_port", "0", str(ROOT / "tests/fsdp_on_cpu.py")]
 REPLICAS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 WAYS = {
-    "fsdp2": (FSDP2, False, {}, False),
+    "fsdp2": (FSDP2, False, {"embedding_learning_rate": 1e-3}, False),
     "fsdp2, tied": (FSDP2, True, {}, False),
     "fsdp2, lora": (FSDP2, False, {"lora_r": 4}, False),
     "replicas, lora, kept rows": (REPLICAS, True, {"lora_r": 4, "lora_vocabulary": "all"}, True),

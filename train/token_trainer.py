@@ -45,6 +45,12 @@ class RowsRecipe(ModelRecipe):
     )
     heldout: str = field(default="{}", metadata={"help": "{name: {rows: FOLDER}}, evaluated one by one"})
     heldout_rows: int = field(default=200, metadata={"help": "rows of each held-out folder to evaluate on"})
+    embedding_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "of the vocabulary's matrices, if others than learning_rate suits them: a smaller one forgets less"
+        },
+    )
     learn: str = field(default="labels", metadata={"help": "labels: what the rows mark; all: every id"})
     data_cache: str | None = field(default=None, metadata={"help": "folder for memory-mapped copies of the rows"})
 
@@ -52,6 +58,13 @@ class RowsRecipe(ModelRecipe):
         super().__post_init__()
         if self.learn not in ("labels", "all"):
             raise ValueError(f"learn: got {self.learn!r}, allowed: labels, all.")
+        if self.embedding_learning_rate is not None:
+            if self.embedding_learning_rate <= 0:
+                raise ValueError(f"embedding_learning_rate: got {self.embedding_learning_rate}, allowed: above 0.")
+            if self.lora_r and self.lora_vocabulary == "frozen":
+                raise ValueError(
+                    "embedding_learning_rate: the vocabulary is frozen. Add lora_vocabulary: rows or all."
+                )
         for key in ("mixture", "heldout"):
             try:
                 sources = yaml.safe_load(getattr(self, key))  # the parser of command lines knows no nested values
@@ -165,10 +178,13 @@ class QuietTrainer:
 
 
 class TokenTrainer(QuietTrainer, SFTTrainer):
-    """SFTTrainer that measures loss and accuracy by modality."""
+    """SFTTrainer that measures loss and accuracy by modality, and lets the vocabulary learn at a pace of its own."""
 
-    def __init__(self, *, config: AnyGPTConfig, teacher: AnyGPTForCausalLM | None, **arguments):
+    def __init__(
+        self, *, config: AnyGPTConfig, teacher: AnyGPTForCausalLM | None, embedding_rate: float | None, **arguments
+    ):
         super().__init__(**arguments)
+        self.embedding_rate = embedding_rate
         self.meter = ModalityMeter(config)
         self.model.register_forward_hook(self.meter, with_kwargs=True)
         self.keeper = Keeper(self.model, teacher, self.meter)
@@ -183,6 +199,12 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
         if not hasattr(head, "bias"):  # PEFT's wrapper of trainable rows, of which TRL reads the bias
             head.bias = None
 
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        if self.embedding_rate is not None:
+            split_off(optimizer, vocabulary_weights(model or self.model), self.embedding_rate)
+        return optimizer
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         kept = inputs.pop("kept", None)
         if kept is not None and kept.any():
@@ -196,6 +218,22 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
         means = self.meter.read(self.model.training, self.accelerator)
         logs.update({prefix + key: value for key, value in means.items()})
         super().log(logs, start_time)
+
+
+def vocabulary_weights(model) -> list[torch.nn.Parameter]:
+    """What is trained of the embedding and of the head: whole matrices, or rows of them."""
+    parts = {"embed_tokens", "lm_head"}
+    return [w for name, w in model.named_parameters() if w.requires_grad and parts & set(name.split("."))]
+
+
+def split_off(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
+    """Moves `weights` to groups of their own, in place, that differ from those they leave by the learning rate."""
+    chosen = {id(weight) for weight in weights}
+    for group in list(optimizer.param_groups):
+        moved = [weight for weight in group["params"] if id(weight) in chosen]
+        group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
+        if moved:
+            optimizer.add_param_group(group | {"params": moved, "lr": learning_rate})
 
 
 def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | None]:
@@ -231,6 +269,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     trainer = TokenTrainer(
         config=model.config,
         teacher=load_teacher(recipe, config, model.config) if recipe.teacher else None,
+        embedding_rate=recipe.embedding_learning_rate,
         model=model,
         args=config,
         train_dataset=train,
