@@ -538,6 +538,19 @@ def test_a_pair_without_an_answer_is_refused(workshop, tmp_path, scripts):
         scripts("dpo").open_pairs(str(tmp_path / "pairs.parquet"), 1024, 4108, str(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"lora_r": 4, "lora_vocabulary": "rows"}, "rows can't be switched off.*Allowed here: frozen, all"),
+        ({"attn_implementation": "row_by_row"}, "row_by_row is for packs, and pairs are padded. Use sdpa"),
+    ],
+)
+def test_what_preferences_can_not_have_is_refused(setting, message, workshop, tmp_path, scripts):
+    script = scripts("dpo")
+    with pytest.raises(ValueError, match=message):
+        script.parse(script.CLASSES, words(workshop, tmp_path, pairs=workshop / "pairs.parquet", **setting))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path, scripts):
     """With the CPU in place of what this machine lacks."""

@@ -24,6 +24,7 @@ from recipe import (
     record_settings,
     speed_up,
 )
+from row_attention import NAME as ROW_BY_ROW
 from settings import parse, run_script
 from token_rows import load_columns
 from token_trainer import QuietTrainer, choose_checkpointing, run
@@ -46,6 +47,8 @@ class PairsRecipe(ModelRecipe):
             raise ValueError(
                 "lora_vocabulary: rows can't be switched off for the reference. Allowed here: frozen, all."
             )
+        if self.attn_implementation == ROW_BY_ROW:
+            raise ValueError(f"attn_implementation: {ROW_BY_ROW} is for packs, and pairs are padded. Use sdpa.")
 
 
 @dataclass

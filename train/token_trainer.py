@@ -59,7 +59,7 @@ class RowsRecipe(ModelRecipe):
         if self.learn not in ("labels", "all"):
             raise ValueError(f"learn: got {self.learn!r}, allowed: labels, all.")
         if self.embedding_learning_rate is not None:
-            if self.embedding_learning_rate <= 0:
+            if not 0 < self.embedding_learning_rate < float("inf"):
                 raise ValueError(f"embedding_learning_rate: got {self.embedding_learning_rate}, allowed: above 0.")
             if self.lora_r and self.lora_vocabulary == "frozen":
                 raise ValueError(
