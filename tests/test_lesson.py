@@ -114,6 +114,23 @@ def test_nothing_examined_is_taught(data):
     assert len(taught) > 50 and not asked & taught
 
 
+def test_nothing_is_asked_twice():
+    import make_lesson
+
+    draws = iter("abacbad")
+    assert make_lesson.different(lambda: next(draws), 4) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("scale", ["0", "1.5", "nan"])
+def test_a_scale_that_can_not_be_is_refused(scale, tmp_path, monkeypatch):
+    import make_lesson
+
+    monkeypatch.setattr(sys, "argv", ["make_lesson.py", "--out", str(tmp_path / "out"), "--scale", scale])
+    with pytest.raises(ValueError, match="allowed: above 0, at most 1"):
+        make_lesson.main()
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_part_grows_and_the_others_stay(data, tmp_path, monkeypatch):
     import make_lesson
 
