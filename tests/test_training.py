@@ -255,13 +255,14 @@ def test_an_adapter_loads_merges_and_trains_what_was_asked(folder, vocabulary, w
         assert moved[40:500].any() == (vocabulary == "all"), side  # text
 
 
+@pytest.mark.parametrize("folder", ["model", "tied"])
 @pytest.mark.parametrize("vocabulary", [None, "rows", "all"])
-def test_the_vocabulary_learns_at_its_own_pace(vocabulary, workshop, tmp_path, scripts):
-    changes = {"embedding_learning_rate": 1e-12, "max_steps": 2, "save_strategy": "no"}
+def test_the_vocabulary_learns_at_its_own_pace(folder, vocabulary, workshop, tmp_path, scripts):
+    changes = {"model": workshop / folder, "embedding_learning_rate": 1e-12, "max_steps": 2, "save_strategy": "no"}
     if vocabulary:
         changes |= {"lora_r": 4, "lora_vocabulary": vocabulary}
     train(scripts("sft"), words(workshop, tmp_path, **changes))
-    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (workshop, tmp_path))
+    before, after = (load_file(f / "model.safetensors") for f in (workshop / folder, tmp_path / "model"))
     moved = {key for key, tensor in before.items() if (tensor - after[key]).abs().max() > 1e-9}
     assert moved and not [key for key in moved if "embed_tokens" in key or "lm_head" in key]
 

@@ -202,7 +202,9 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
         if self.embedding_rate is not None:
-            split_off(optimizer, vocabulary_weights(model or self.model), self.embedding_rate)
+            matrices = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+            weights = [weight for matrix in matrices for weight in matrix.parameters()]
+            split_off(optimizer, weights, self.embedding_rate)
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -220,14 +222,8 @@ class TokenTrainer(QuietTrainer, SFTTrainer):
         super().log(logs, start_time)
 
 
-def vocabulary_weights(model) -> list[torch.nn.Parameter]:
-    """What is trained of the embedding and of the head: whole matrices, or rows of them."""
-    parts = {"embed_tokens", "lm_head"}
-    return [w for name, w in model.named_parameters() if w.requires_grad and parts & set(name.split("."))]
-
-
 def split_off(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
-    """Moves `weights` to groups of their own, in place, that differ from those they leave by the learning rate."""
+    """Moves what is trained of `weights` to groups of their own, which differ from those left by the learning rate."""
     chosen = {id(weight) for weight in weights}
     for group in list(optimizer.param_groups):
         moved = [weight for weight in group["params"] if id(weight) in chosen]
