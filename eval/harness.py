@@ -5,7 +5,7 @@
 
 MODEL is a folder: an AnyGPT checkpoint, or any causal language model (also a GGUF file) to compare it with.
 `--include_path` holds task files of the harness (YAML), for data of your own; eval/tasks has a small one. Needs: pip
-install "anygpt-hf[harness]"
+install -e ".[harness]"
 """
 
 import argparse

@@ -74,5 +74,11 @@ def _check(direction: str, sentences: object, known: Sequence[str], file: str | 
 
 
 def openings(wordings: Sequence[str]) -> list[str]:
-    """How requests begin: the words before `{text}` in each sentence, in lower case."""
-    return [line.partition("{text}")[0].strip().lower() for line in wordings]
+    """How requests begin: the words before `{text}` in each sentence, in lower case, without a colon at their end."""
+    return [line.partition("{text}")[0].strip().lower().rstrip(":") for line in wordings]
+
+
+def opening_of(request: str, begun: Sequence[str]) -> str:
+    """The longest of the openings `begun` with which a request begins, followed by a colon or not; "" if none."""
+    found = (end for words in begun if words for end in (words, f"{words}:") if request.lower().startswith(f"{end} "))
+    return max(found, key=len, default="")

@@ -1,10 +1,11 @@
 """Records of raw data -> rows of token ids: the work of train/prepare_data.py, one unit at a time.
 
 A record with `text` becomes one row for every medium and direction: "speech->text" asks for the text of a recording,
-"text->speech" for a recording of the text, in words drawn from the instructions. A record with `messages` becomes the
-row of that conversation; one with `document` is plain text, without a marker of conversations. Whatever can't become a
-row is a reject, `{"source", "task", "reason"}`: so every record and task is found exactly once, in the rows or among
-the rejects. Nothing here is random, every draw is a hash of the seed and the source.
+"text->speech" for a recording of the text, in words drawn from the instructions; if wanted, "speech->request" for the
+request that it answers, by which `generate_best` chooses among replies. A record with `messages` becomes the row of
+that conversation; one with `document` is plain text, without a marker of conversations. Whatever can't become a row is
+a reject, `{"source", "task", "reason"}`: so every record and task is found exactly once, in the rows or among the
+rejects. Nothing here is random, every draw is a hash of the seed and the source.
 """
 
 import dataclasses
@@ -48,6 +49,10 @@ class Settings:
         cut: modalities whose sound is cut to the `max_seconds` of the table; of others longer sound is rejected.
         pad_seconds: silence is appended up to a multiple of this, so that more sounds are of equal length and go
             through the codec together; 0: none.
+        voice_seconds: of another recording of the same speaker (column "speaker"; else all are of one) before the
+            request for speech, as `anygpt generate --voice` puts it there. It is chosen among those of the same unit;
+            where there is no other, the request stands alone. 0: none.
+        read_back: what a medium is shown with where its request is asked for; None: no such rows.
         columns: name of each column in the data, where it is another.
         instructions: sentences by direction (`load_instructions`).
     """
@@ -59,6 +64,8 @@ class Settings:
     seed: int = 0
     rows_per_shard: int = 256
     pad_seconds: float = 0.0
+    voice_seconds: float = 0.0
+    read_back: str | None = None
     cut: tuple[str, ...] = ()
     columns: dict[str, str] = field(default_factory=dict)
     instructions: Instructions = field(default_factory=dict)
@@ -93,13 +100,15 @@ def codec_fingerprints(processor: AnyGPTProcessor) -> dict[str, str]:
 
 @dataclass
 class Draft:
-    """A row to be: its conversation and those of its blocks that need a codec; or a document, of one or more rows."""
+    """A row to be: its conversation and those of its blocks that need a codec; or a document, of one or more rows.
+    `speaker`: of the recording in a conversation made from a text."""
 
     source: str
     task: str
     messages: list[dict] = field(default_factory=list)
     media: list[dict] = field(default_factory=list)
     document: str | None = None
+    speaker: str | int | None = None
 
 
 def prepare(
@@ -122,6 +131,8 @@ def prepare(
         except ValueError as error:
             rejects.append(reject(source, None, error))
     encode_blocks([block for draft in drafts for block in draft.media], folder, processor, settings)
+    if settings.voice_seconds:
+        give_voices(drafts, processor.specs, settings)
     made = []
     for draft in drafts:
         problems = [block["problem"] for block in draft.media if "problem" in block]
@@ -147,7 +158,7 @@ def reject(source: str, task: str | None, error: ValueError) -> dict:
 
 def column_names(given: dict[str, str], modalities: Sequence[str]) -> dict[str, str]:
     """What a record may hold -> its column: as `given`, else of its own name."""
-    return {name: given.get(name, name) for name in ("messages", "document", "text", *modalities)}
+    return {name: given.get(name, name) for name in ("messages", "document", "text", "speaker", *modalities)}
 
 
 def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: Settings) -> list[Draft]:
@@ -167,6 +178,9 @@ def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: S
         raise ValueError(f"No text: need a string in {wanted[kind]!r}{alone}, got {text!r:.40}.")
     if kind == "document":
         return [Draft(source, kind, document=text)]
+    speaker = values.get("speaker")
+    if not isinstance(speaker, str | int | None):
+        raise ValueError(f"Got {wanted['speaker']!r} of type {type(speaker).__name__}, need a string or a number.")
     if not present:
         raise ValueError(f"No medium beside the text: need one of {', '.join(wanted[name] for name in names)}.")
     drafts = []
@@ -174,14 +188,23 @@ def draft_rows(source: str, record: dict, specs: Sequence[Modality], settings: S
         value = values[name]
         block = (without_nulls(value) if isinstance(value, dict) else {name: value}) | {"type": name}
         for task in tasks(name, source, settings):
-            sentence = choose(settings.instructions, task, settings.seed, source)
+            sentence = words(
+                choose(settings.instructions, task, settings.seed, source).replace("{text}", text.strip())
+            )
             if task.endswith("->text"):
-                user, reply = [{"type": "text", "text": sentence}, block], [{"type": "text", "text": text.strip()}]
+                asked = {task: ([sentence, block], [words(text.strip())])}
             else:
-                user, reply = [{"type": "text", "text": sentence.replace("{text}", text.strip())}], [block]
-            messages = [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
-            drafts.append(Draft(source, task, messages, [block]))
+                asked = {task: ([sentence], [block])}
+                if settings.read_back is not None:
+                    asked[f"{name}->request"] = ([words(settings.read_back), block], [sentence])
+            for task, (user, reply) in asked.items():
+                messages = [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
+                drafts.append(Draft(source, task, messages, [block], speaker=speaker))
     return drafts
+
+
+def words(text: str) -> dict:
+    return {"type": "text", "text": text}
 
 
 def tasks(modality: str, source: str, settings: Settings) -> list[str]:
@@ -284,6 +307,27 @@ def load_sound(spec: Modality, item: Any, rate: float | None, settings: Settings
     samples = load_audio(item, spec.sampling_rate, rate, whole)[: round(limit * spec.sampling_rate)]
     step = round(settings.pad_seconds * spec.sampling_rate)
     return np.pad(samples, (0, -len(samples) % step)) if step else samples
+
+
+def give_voices(drafts: Iterable[Draft], specs: Sequence[Modality], settings: Settings) -> None:
+    """Puts the beginning of another recording of the same speaker before every request for speech."""
+    for spec in specs:
+        if not spec.has_voice:
+            continue
+        recordings: dict[Any, dict[int, dict]] = {}  # of each speaker, each recording once
+        for draft in drafts:
+            for block in draft.media:
+                if draft.task != "messages" and block["type"] == spec.name and "codes" in block:
+                    recordings.setdefault(draft.speaker, {})[id(block)] = block
+        for draft in drafts:
+            if draft.task == f"text->{spec.name}":
+                (own,) = draft.media
+                others = [block for block in recordings.get(draft.speaker, {}).values() if block is not own]
+                if others:
+                    chosen = others[draw(settings.seed, draft.source, spec.name, "voice") % len(others)]
+                    frames = max(1, round(settings.voice_seconds * spec.frame_rate))
+                    voice = {"type": spec.name, "codes": chosen["codes"][:, :frames]}
+                    draft.messages[0]["content"].insert(0, voice)
 
 
 def max_frames(spec: Modality) -> int | None:

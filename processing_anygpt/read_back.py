@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from modeling_anygpt.generation_anygpt import resolve_request
 
 from .conversation import IGNORED
+from .instructions import opening_of
 from .parts import Segment, join_items, parse
 from .vocabulary import END_OF_HUMAN, HUMAN, find_modality
 
@@ -42,8 +43,9 @@ def generate_best(
         candidates: replies to choose from. None: what the checkpoint says (`read_back` of its generation config, a
             dict of `candidates`, `instruction` and `openings` for each modality), else 1, which is `generate` itself.
         instruction: what an item is shown back with; the answer is the request. None: what the checkpoint says.
-        openings: "draw", "read this aloud", in lower case: how requests begin. No item tells them, so they are left
-            out; what was typed behind one is what a spoken reply has to say. None: what the checkpoint says.
+        openings: "draw", "read this aloud", in lower case: how requests begin, with a colon or not. No item tells
+            them, so they are left out; what was typed behind one is what a spoken reply has to say. None: what the
+            checkpoint says.
         options: of `generate`.
 
     Returns:
@@ -164,7 +166,7 @@ def made_and_asked(
     for segment in segments:
         if segment.modality == modality and segment.problem is None:
             asked = before.get("transcript") or request
-            opening = max((o for o in openings if asked.lower().startswith(f"{o} ")), key=len, default="")
+            opening = opening_of(asked, openings)
             typed = opening and "transcript" not in before
             if own_words and "text" in before and not typed:
                 return segment.codes, before["text"]

@@ -163,8 +163,11 @@ def _check_equal(folder: Path, what: str, before: Any, now: Any) -> None:
         for key in sorted({*before, *now}):
             _check_equal(folder, f"{what}.{key}", before.get(key), now.get(key))
     elif before != now:
+        other = what.removeprefix("settings.")
+        if other == "input":
+            other += ": files came, went or changed"
         raise ValueError(
-            f"{folder} was begun with another {what.removeprefix('settings.')} ({before!r:.60}, now {now!r:.60}). "
+            f"{folder} was begun with another {other} ({before!r:.60}, now {now!r:.60}). "
             "Go on with the same, or give another --out."
         )
 

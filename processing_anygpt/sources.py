@@ -6,7 +6,7 @@ item is a path, the bytes of a file, or `{"bytes", "path"}` or `{"array", "sampl
 sees the same files.
 
     folder         a.wav with a.txt (all media of one name make one record); a sound is of the modality `audio`, unless
-                   its file is called a.music.wav or lies in a folder music/
+                   its file is called a.music.wav or lies in a folder music/ (which may be the one that is given)
     manifest       .jsonl or .parquet files, or a folder of them; paths in them are relative to the file
     datasets       a folder written by `save_to_disk`, or hf:NAME (or hf:NAME:SUBSET) for `load_dataset`
     webdataset     .tar files, or a folder of them: KEY.wav, KEY.txt, KEY.json, KEY.music.flac, ...
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
+UNKNOWN = "?"  # column of files of other suffixes
 
 # JSON-able: "kind", "root" (absolute), "name" (of the input, for messages and source ids), "first" and "count" of its
 # rows, and what its kind needs to find them.
@@ -89,8 +90,10 @@ def read(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
 
 
 def columns(units: Sequence[Unit]) -> set[str]:
-    """Columns that the first rows have."""
-    records = itertools.islice((record for unit in units for _, record in read(unit)), 64)
+    """Columns that the first rows have. Raises ValueError, with the reason, if none of them can be read."""
+    records = list(itertools.islice((record for unit in units for _, record in read(unit)), 64))
+    if records and all(isinstance(record, ValueError) for record in records):
+        raise ValueError(f"None of the first {len(records)} rows can be read, the first because: {records[0]}")
     return {key for record in records if isinstance(record, dict) for key in record}
 
 
@@ -128,10 +131,10 @@ def _plan_folder(root: Path, rows: int, names: Names) -> list[Unit]:
     found: dict[str, dict[str, list]] = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         relative = PurePosixPath(path.relative_to(root).as_posix())
-        key, column = names.column(relative)
-        if column is not None:
-            found.setdefault(key, {})[column] = [str(relative), path.stat().st_size]
-    records = [[key, files] for key, files in found.items() if set(files) != {"text"}]  # a README is no record
+        key, column = names.column(root.name / relative)
+        key = str(PurePosixPath(key).relative_to(root.name))
+        found.setdefault(key, {})[column or UNKNOWN] = [str(relative), path.stat().st_size]
+    records = [[key, files] for key, files in found.items() if set(files) != {UNKNOWN}]
     return [
         {"kind": "folder", "root": str(root), "name": root.name, "first": i, "count": len(part), "records": part}
         for i in range(0, len(records), rows)
@@ -142,7 +145,11 @@ def _plan_folder(root: Path, rows: int, names: Names) -> list[Unit]:
 def _read_folder(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
     for key, files in unit["records"]:
         record: Any = {column: name for column, (name, _) in files.items()}
-        if "text" in record:
+        unknown = record.pop(UNKNOWN, None)
+        if unknown and set(record) == {"text"}:  # a recording of a phone, say; beside a medium it is nobody's business
+            known = ", ".join(AUDIO_SUFFIXES + IMAGE_SUFFIXES)
+            record = ValueError(f"Can't use {unknown}: known are {known}. Convert it.")
+        elif "text" in record:
             try:
                 record["text"] = (Path(unit["root"]) / record["text"]).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:

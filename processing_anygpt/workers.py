@@ -127,7 +127,7 @@ def _with_ray(job: Job, items: list[dict], workers: int | None, gpus: float, add
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError(f"{error}. Install it (pip install 'anygpt-hf[train]'), or use no workers (0).") from error
+        raise ValueError(f"{error}. Install it (pip install -e '.[train]'), or use no workers (0).") from error
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         workers = workers or (int(torch.cuda.device_count() / gpus) if gpus else len(os.sched_getaffinity(0)))

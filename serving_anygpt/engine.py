@@ -74,9 +74,10 @@ class Engine:
         if len(required) != 1 or settings_of(self.model.generation_config, required):
             return {}
         name = required[0]
-        begun = openings(self.instructions.get(("text", name), ()))
-        begun += [opening.rstrip(":") for opening in begun]  # with a colon or not, as `compose` takes them
-        return {"instruction": self.instructions.get((name, "text"), [None])[0], "openings": begun}
+        return {
+            "instruction": self.instructions.get((name, "text"), [None])[0],
+            "openings": openings(self.instructions.get(("text", name), ())),
+        }
 
     def budget(self, modalities: tuple[str, ...]) -> int:
         """New tokens that hold a reply with one item of each modality in `modalities`, at its longest."""

@@ -148,7 +148,7 @@ def load_backbone(source: dict):
     # trust_remote_code=False: without it transformers asks on the terminal.
     options = source | {"trust_remote_code": False}
     if "gguf_file" in source and find_spec("gguf") is None:
-        raise ImportError("Reading a GGUF file needs: pip install 'anygpt-hf[gguf]'")
+        raise ImportError("Reading a GGUF file needs: pip install gguf")
     try:
         config = AutoConfig.from_pretrained(**options)
         if config.model_type == AnyGPTConfig.model_type:

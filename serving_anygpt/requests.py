@@ -7,7 +7,7 @@ embedded checkpoint, that of its `prompts.json` for a checkpoint that has one, a
 import json
 from pathlib import Path
 
-from processing_anygpt.instructions import openings
+from processing_anygpt.instructions import opening_of, openings
 from processing_anygpt.media import load_audio
 from processing_anygpt.tiny_world.language import INSTRUCTIONS
 
@@ -48,8 +48,7 @@ def compose(blocks: list[dict], to: str, instructions: dict = INSTRUCTIONS) -> l
         return [{"type": "text", "text": line} for line in wording[:1]] + media
     text = " ".join(texts)
     wording = instructions.get(("text", to), ["{text}"])
-    begun = [opening.rstrip(":") for opening in openings(wording)]  # "read this aloud zero two", with a colon or not
-    if any(words and text.lower().startswith((f"{words} ", f"{words}: ")) for words in begun):
+    if opening_of(text, openings(wording)):
         return [{"type": "text", "text": text}]
     return [{"type": "text", "text": wording[0].format(text=text)}]
 

@@ -212,7 +212,7 @@ def test_a_part_becomes_rows(data, tmp_path):
 
 @pytest.fixture
 def examine():
-    pytest.importorskip("librosa", reason="the judges are not installed: pip install anygpt-hf[eval]")
+    pytest.importorskip("librosa", reason="the judges are not installed: pip install -e .[eval]")
     import lesson as script  # eval/lesson.py
 
     return script

@@ -300,7 +300,7 @@ def test_speaker_similarity_equals_resemblyzer():
     assert silence["speaker_similarity"] == 0
 
 
-@needs("speechmos", "pip install anygpt-hf[eval]")
+@needs("speechmos", "pip install -e .[eval]")
 def test_dnsmos_equals_speechmos():
     expected = golden("dnsmos")["scores"]
     wave = tiny_judges.sound(0, 9.1, 16_000)  # one window of the model
@@ -353,7 +353,7 @@ def test_a_judge_that_is_not_there(sounds, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_says_what_it_takes(name):
     if name == "dnsmos":
-        pytest.importorskip("speechmos", reason="speechmos is not installed: pip install anygpt-hf[eval]")
+        pytest.importorskip("speechmos", reason="speechmos is not installed: pip install -e .[eval]")
     info = load(name).info
     assert "predictions:" in info.inputs_description and "Returns:" in info.inputs_description
     assert f"`{name}`" in (METRICS.parent / "README.md").read_text()

@@ -63,6 +63,38 @@ def test_instructions_of_ones_own(tmp_path):
         assert message in str(error.value)
 
 
+def test_requests_for_speech_begin_with_another_recording_of_the_speaker(fake, defaults):
+    records = [
+        {"text": f"number {i}", "speech": sound(0.1 * i, 0.2), "speaker": speaker}
+        for i, speaker in enumerate(["ann", "ann", "bob", "ann"], start=1)
+    ]
+    options = replace(defaults, voice_seconds=0.1, directions="text-to-x")
+    made, rejects = prepare(fake, options, *records, {"text": "a flute", "music": sound()})
+    assert rejects == [] and [row["task"] for row in made] == ["text->speech"] * 4 + ["text->music"]
+    codes = fake.encode_media("speech", [record["speech"] for record in records])
+    voices = []
+    for row in made:
+        asked = row["input_ids"][: -len(learned(row))]
+        voices.append([part.codes for part in parse(asked, fake.tokenizer, fake.specs) if part.codes is not None])
+    assert voices[2] == [] == voices[4]  # Bob spoke once; a tune has no voice
+    for i in (0, 1, 3):
+        (voice,) = voices[i]
+        assert voice.shape == (1, 5) and any(np.array_equal(voice, codes[k][:, :5]) for k in {0, 1, 3} - {i})
+    assert prepare(fake, options, *records)[0] == made[:4]
+    for speaker in (["ann"], 1.5):
+        _, (reject,) = prepare(fake, options, records[0] | {"speaker": speaker})
+        assert "need a string or a number" in reject["reason"]
+
+
+def test_what_is_made_may_be_read_back(fake, defaults):
+    options = replace(defaults, read_back="what was asked for", directions="text-to-x")
+    (make, read), _ = prepare(fake, options, {"text": "a dog", "image": grey()})
+    sentence = choose(defaults.instructions, "text->image", 0, "0").replace("{text}", "a dog")
+    assert (make["task"], read["task"]) == ("text->image", "image->request")
+    assert words(fake, read["input_ids"]).startswith("[Human]: what was asked for <soim>")
+    assert words(fake, learned(read)) == f" {sentence}<eos>"
+
+
 def test_a_pair_becomes_a_row_for_each_direction(fake, defaults):
     made, rejects = prepare(fake, defaults, {"text": " a dog ", "speech": sound()})
     assert rejects == [] and [row["task"] for row in made] == ["speech->text", "text->speech"]

@@ -97,7 +97,11 @@ def test_what_is_asked_for(processor):
         made, asked = made_and_asked(ids, request, modality, processor)
         assert np.array_equal(made, codes[modality]) and asked == expected
     wordings = ["read", "say", "read this aloud"]
-    for ids, request in ((reply(heard, speech), ""), (reply(speech), "say good night")):
+    for ids, request in (
+        (reply(heard, speech), ""),
+        (reply(speech), "say good night"),
+        (reply(speech), "Say: good night"),
+    ):
         assert made_and_asked(ids, request, "speech", processor, wordings)[1] == "good night"
     assert made_and_asked(reply(speech), "sayings", "speech", processor, wordings)[1] == "sayings"
     assert made_and_asked(reply(said), "draw a star", "image", processor) == (None, None)

@@ -94,7 +94,8 @@ def test_all_forms_of_data_give_the_same_rows(collection, fake, defaults, form):
     records = read_all(path, 3)
     folder = path if form == "folder" else path.parent
     made, rejects = preparation.prepare(records, str(folder), fake, replace(defaults, directions="x-to-text"))
-    assert rejects == [] and len(made) == 7 == len({row["source"] for row in made})
+    assert [reject["source"] for reject in rejects] == (["only_words"] if form == "folder" else [])
+    assert len(made) == 7 == len({row["source"] for row in made})
     expected = read_all(collection["list.jsonl"], 100)
     wanted, _ = preparation.prepare(expected, str(path.parent), fake, replace(defaults, directions="x-to-text"))
 
@@ -108,9 +109,28 @@ def test_all_forms_of_data_give_the_same_rows(collection, fake, defaults, form):
 @pytest.mark.parametrize("form", ["folder", "list.jsonl", "list.parquet", "saved", "web.tar"])
 def test_units_of_any_size_hold_every_row_once_and_in_order(collection, form):
     whole = read_all(collection[form], 100)
-    assert len(whole) == 7
+    assert len(whole) == 7 + (form == "folder")  # a text alone, which is rejected by name
     for size in (1, 2, 5, 7):
         assert read_all(collection[form], size) == whole
+
+
+def test_a_folder_may_be_called_what_its_sounds_are(collection):
+    columns = {column for _, record in read_all(collection["folder"] / "music", 100) for column in record}
+    assert columns == {"text", "music"}
+
+
+def test_files_of_unknown_kinds_are_rejected_by_name(tmp_path, fake, defaults):
+    for name in ("phone.m4a", "phone.txt", "page.json", "good.wav", "good.txt", "good.lab"):
+        (tmp_path / name).write_text("a dog")
+    soundfile.write(tmp_path / "good.wav", tone(0.1, 1600), 1600)
+    made, rejects = preparation.prepare(read_all(tmp_path, 100), str(tmp_path), fake, defaults)
+    assert {row["source"] for row in made} == {"good"}
+    (reject,) = rejects
+    assert reject["source"] == "phone" and "Can't use phone.m4a: known are .wav, .flac" in reject["reason"]
+    for name in ("good.wav", "good.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"None of the first 1 rows .* Can't use phone.m4a"):
+        sources.columns(sources.plan([str(tmp_path)], 100, NAMES, "train"))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--instructions", metavar="YAML", help="sentences to use instead of processing_anygpt/instructions.yaml")
     add("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="where text, messages, speech, ... are")
     add("--audio", metavar="NAME", help="modality of sound files in folders and tars (default: speech)")
+    add("--voice-seconds", type=float, default=0.0, metavar="S", help="of the same speaker (column speaker; else all "
+        "are one) before requests for speech, as `anygpt generate --voice` has it (default: none)")  # fmt: skip
+    add("--read-back", metavar="WORDS", help="a row more for all that is made: shown it with these words, tell the "
+        "request. By that `generate` chooses among replies (of anygpt-tiny: 'what was asked for')")  # fmt: skip
     add("--cut", nargs="+", default=[], metavar="NAME", help="modalities whose longer sound is cut, not rejected")
     add("--pad-seconds", type=float, default=0.0, metavar="S", help="add silence up to a multiple, for larger batches")
     add("--max-tokens", type=int, metavar="N", help="longest row (default: the checkpoint's context)")
@@ -60,10 +64,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--address", help="of a Ray cluster (default: this machine)")
     add("--json", action="store_true", help="the result as a JSON object, no progress")
     args = parser.parse_args(argv)
-    lowest = {"rows_per_shard": 1, "workers": 0, "max_tokens": 2, "pad_seconds": 0, "gpus_per_worker": 0}
+    lowest = {"rows_per_shard": 1, "workers": 0, "max_tokens": 2}
+    lowest |= {"pad_seconds": 0, "voice_seconds": 0, "gpus_per_worker": 0}
     for name, low in lowest.items():
-        if getattr(args, name) is not None and not getattr(args, name) >= low:
+        if getattr(args, name) is not None and not low <= getattr(args, name) < float("inf"):
             parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)}, allowed are {low} and more")
+    if args.read_back is not None and not args.read_back.strip():
+        parser.error("argument --read-back: got no words. Give some, or leave it out")
     return args
 
 
@@ -90,6 +97,8 @@ def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.
         seed=args.seed,
         rows_per_shard=args.rows_per_shard,
         pad_seconds=args.pad_seconds,
+        voice_seconds=args.voice_seconds,
+        read_back=args.read_back,
         cut=tuple(sorted(args.cut)),
         columns=columns,
         instructions=load_instructions(names, args.instructions),

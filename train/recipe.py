@@ -190,7 +190,7 @@ def load_model(recipe: ModelRecipe, seed: int, device: torch.device | str = "cpu
         )
     except ImportError as error:  # of an attention kernel
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{first} pip install 'anygpt-hf[flash]', or attn_implementation: sdpa.") from error
+        raise ValueError(f"{first} pip install -e '.[flash]', or attn_implementation: sdpa.") from error
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{recipe.model} has no usable weights: {first} (from_scratch: true starts anew)") from error

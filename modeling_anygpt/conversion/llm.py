@@ -276,7 +276,7 @@ def _read_vocabulary(folder: Path) -> tuple[int, dict[str, int]]:
     try:
         import sentencepiece
     except ImportError:
-        raise ImportError("Converting needs sentencepiece: pip install 'anygpt-hf[convert]'.") from None
+        raise ImportError("Converting needs sentencepiece: pip install sentencepiece.") from None
     path = check_file(folder / "tokenizer.model")
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
