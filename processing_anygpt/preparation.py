@@ -26,7 +26,7 @@ from .conversation import IGNORED, encode_pieces, render, text_only
 from .instructions import Instructions, choose, draw
 from .media import MAX_SECONDS, image_to_array, load_audio, load_image
 from .processing_anygpt import AnyGPTProcessor
-from .vocabulary import INSTRUCTION, RESPONSE, Modality
+from .vocabulary import INSTRUCTION, RESPONSE, Modality, codes_to_ids, ids_to_codes
 
 DIRECTIONS = ("both", "random", "x-to-text", "text-to-x")
 LOSSES = ("assistant", "all")
@@ -130,15 +130,15 @@ def prepare(
             drafts += draft_rows(source, record, processor.specs, settings)
         except ValueError as error:
             rejects.append(reject(source, None, error))
-    encode_blocks([block for draft in drafts for block in draft.media], folder, processor, settings)
+    problems = encode_blocks([block for draft in drafts for block in draft.media], folder, processor, settings)
     if settings.voice_seconds:
         give_voices(drafts, processor.specs, settings)
     made = []
     for draft in drafts:
-        problems = [block["problem"] for block in draft.media if "problem" in block]
+        met = [problems[id(block)] for block in draft.media if id(block) in problems]
         try:
-            if problems:
-                raise ValueError(problems[0])
+            if met:
+                raise ValueError(met[0])
             if draft.document is None:
                 pieces = [(draft.source, *tokenise(draft.messages, processor, settings))]
             else:
@@ -220,7 +220,10 @@ def tasks(modality: str, source: str, settings: Settings) -> list[str]:
 def copy_messages(messages: Any) -> list[dict]:
     """A copy in which blocks may be changed."""
     if isinstance(messages, str):
-        messages = json.loads(messages)
+        try:
+            messages = json.loads(messages)
+        except RecursionError as error:
+            raise ValueError(f"Can't read the JSON of messages: {error}.") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"Got messages of type {type(messages).__name__}, need a list of {{'role', 'content'}}.")
     copies = []
@@ -268,21 +271,39 @@ def with_transcripts(messages: list[dict], transcripts: str) -> list[dict]:
 # ---------------------------------------------------------------- media to codes
 
 
-def encode_blocks(blocks: list[dict], folder: str, processor: AnyGPTProcessor, settings: Settings) -> None:
-    """Puts "codes" `[K, T]`, or the "problem" in words, into every block; one pass of a codec for each modality."""
+def encode_blocks(blocks: list[dict], folder: str, processor: AnyGPTProcessor, settings: Settings) -> dict[int, str]:
+    """Puts "codes" `[K, T]` into every block that brings none, by one pass of a codec for each modality.
+
+    Returns:
+        {id(block): problem in words} of the blocks that have no codes then.
+    """
+    problems: dict[int, str] = {}
     for spec in processor.specs:
-        # The two directions of a medium share its block; one may bring codes.
-        own = {id(block): block for block in blocks if block["type"] == spec.name and "codes" not in block}.values()
-        for block in own:
+        # The two directions of a medium share its block.
+        own = {id(block): block for block in blocks if block["type"] == spec.name}
+        values: dict[int, np.ndarray] = {}
+        for key, block in own.items():
             try:
-                block["values"] = load_medium(spec, block, folder, settings)
-            except (ValueError, OSError, TypeError) as error:  # TypeError: a sampling rate that is no number
-                block["problem"] = str(error)
-        loaded = [block for block in own if "values" in block]
-        if loaded:
-            codes = codec_io.encode(processor.codec(spec.name), [block.pop("values") for block in loaded])
-            for block, item in zip(loaded, codes, strict=True):
-                block["codes"] = item[: spec.num_codebooks, : max_frames(spec)]
+                if "codes" in block:
+                    block["codes"] = checked_codes(spec, block.pop("codes"))
+                else:
+                    values[key] = load_medium(spec, block, folder, settings)
+            # TypeError: a sampling rate that is no number; RecursionError: dicts in dicts in dicts.
+            except (ValueError, OSError, TypeError, RecursionError) as error:
+                problems[key] = str(error)
+        if values:
+            codes = codec_io.encode(processor.codec(spec.name), list(values.values()))
+            for key, item in zip(values, codes, strict=True):
+                own[key]["codes"] = item[: spec.num_codebooks, : max_frames(spec)]
+    return problems
+
+
+def checked_codes(spec: Modality, codes: Any) -> np.ndarray:
+    """Codes of a record as `[K, T]`; ValueError if they are none of this modality, or of no frame."""
+    ids = codes_to_ids(spec, codes)
+    if not ids:
+        raise ValueError(f"Got {spec.name} codes of no frames, need one or more.")
+    return ids_to_codes(spec, ids)
 
 
 def load_medium(spec: Modality, block: dict, folder: str, settings: Settings) -> np.ndarray:

@@ -15,7 +15,8 @@ Columns of a shard:
                                     start and end token, all other ids are "text"; the sum is `length`
     task             string         "speech->text", "text->image", ..., "messages" or "document"
     source           string         which source row it is, and where in it a piece of a document begins
-                                    ("a.jsonl:3+511"); with `task` unique in the folder
+                                    ("a.jsonl:3+511"); with `task` unique in the folder, for which it begins with
+                                    the number of the input ("2:a.jsonl:3") where two are called the same
 
 A shard appears whole or not at all (temporary name, then rename), and the reasons why source rows of its unit were
 refused travel inside it, in the metadata of its schema. So a folder is resumed by making the shards that are missing.
@@ -25,7 +26,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .conversation import IGNORED
+from .vocabulary import code_ids
 
 VERSION = 1  # of this layout
 SUMMARY_KEY, REJECTS_KEY = b"anygpt_summary", b"anygpt_rejects"
@@ -53,8 +56,7 @@ def make_row(input_ids: list[int], labels: list[int], task: str, source: str, mo
         raise ValueError(f"Got {len(input_ids)} ids and {len(labels)} labels, need as many of each.")
     counts = {"text": len(input_ids)}
     for spec in modalities:
-        first = spec.first_code_id
-        own = range(first, first + spec.codebook_size * spec.num_codebooks)
+        own = code_ids(spec)
         counts[spec.name] = sum(i in own or i in (spec.start_token_id, spec.end_token_id) for i in input_ids)
         counts["text"] -= counts[spec.name]
     row = {"input_ids": input_ids, "labels": labels, "length": len(input_ids), "modality_tokens": counts}
@@ -108,9 +110,27 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     write_whole(path, write)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """pyarrow's errors about a damaged parquet file become a ValueError that says which file it is."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        problem = f"{path} is no whole parquet file ({error})"
+        raise ValueError(f"{problem}. Make it again; delete it first if it is a shard of rows.") from error
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The columns of a parquet file, without reading its rows. ValueError if it is none."""
+    with naming(path):
+        return pq.read_schema(path)
+
+
 def shard_notes(path: Path) -> tuple[dict, list[dict]]:
-    """The summary and the rejects of a shard, without reading its rows."""
-    metadata = pq.read_schema(path).metadata
+    """The summary and the rejects of a shard, without reading its rows. ValueError if it is none."""
+    metadata = read_schema(path).metadata or {}
+    if not {SUMMARY_KEY, REJECTS_KEY} <= metadata.keys():
+        raise ValueError(f"{path} is no shard of rows. Delete it, and run train/prepare_data.py again.")
     return {"file": path.name, **json.loads(metadata[SUMMARY_KEY])}, json.loads(metadata[REJECTS_KEY])
 
 
@@ -175,7 +195,7 @@ def _check_equal(folder: Path, what: str, before: Any, now: Any) -> None:
 def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Make the rows again.") from None
     if not isinstance(value, dict) or value.get("version") != VERSION:
         raise ValueError(f"{path} is not of layout {VERSION}. Make the rows again with train/prepare_data.py.")
@@ -195,7 +215,7 @@ def read_manifest(folder: str | os.PathLike) -> dict:
     "rows", "rejected", "tokens", "learned_tokens", "tasks" {task: rows}, "modality_tokens" {name: tokens}.
 
     Raises:
-        ValueError: no manifest, one of another layout, a run that was stopped, or a shard that is gone.
+        ValueError: no manifest, a damaged one or one of another layout, a run that was stopped, a shard that is gone.
     """
     folder = Path(folder)
     path = folder / "manifest.json"
@@ -204,8 +224,11 @@ def read_manifest(folder: str | os.PathLike) -> dict:
             f"{folder} has no manifest.json: it is no folder of rows. Make one with train/prepare_data.py."
         )
     manifest = _read_json(path)
-    if not manifest["complete"]:
+    if manifest.get("complete") is False:
         raise ValueError(f"{folder} is not finished. Run the same train/prepare_data.py command again: it goes on.")
+    lacking = [key for key in ("complete", "modalities", "tasks", "shards") if key not in manifest]
+    if lacking:
+        raise ValueError(f"{path} is damaged: it has no {lacking[0]!r}. Make the rows again.")
     missing = [shard["file"] for shard in manifest["shards"] if not (folder / shard["file"]).is_file()]
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} shards). Run train/prepare_data.py again.")
@@ -230,8 +253,10 @@ def read_table(folder: str | os.PathLike, columns: Sequence[str] | None = None) 
         raise ValueError(f"Rows have no column {unknown[0]!r}. They have {', '.join(wanted.names)}.")
     if columns is not None:
         wanted = pa.schema([wanted.field(name) for name in columns])
-    tables = [pq.read_table(path, columns=wanted.names) for path in shard_paths(folder)]
-    tables = [table.replace_schema_metadata(None).cast(wanted) for table in tables]
+    tables = []
+    for path in shard_paths(folder):
+        with naming(path):
+            tables.append(pq.read_table(path, columns=wanted.names).replace_schema_metadata(None).cast(wanted))
     return pa.concat_tables(tables) if tables else wanted.empty_table()
 
 
@@ -243,7 +268,7 @@ def vocabulary_fingerprint(tokenizer: Any) -> str:
 
 def check_vocabulary(manifest: dict, tokenizer: Any) -> None:
     """ValueError if rows were made with another vocabulary than `tokenizer`'s: their ids would mean other things."""
-    if manifest["tokenizer"] != vocabulary_fingerprint(tokenizer):
+    if manifest.get("tokenizer") != vocabulary_fingerprint(tokenizer):
         raise ValueError(
             "These rows were made with another vocabulary than this checkpoint's. Train the checkpoint given to "
             "train/prepare_data.py --model, or make the rows again with this one."

@@ -10,6 +10,9 @@ sees the same files.
     manifest       .jsonl or .parquet files, or a folder of them; paths in them are relative to the file
     datasets       a folder written by `save_to_disk`, or hf:NAME (or hf:NAME:SUBSET) for `load_dataset`
     webdataset     .tar files, or a folder of them: KEY.wav, KEY.txt, KEY.json, KEY.music.flac, ...
+
+A source id says which row of which file it is. Where two inputs would give the same ones, as two folders or two files
+of one name do, the ids of all begin with the number of their input: "1:a", "2:a".
 """
 
 import functools
@@ -24,13 +27,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from .rows import naming
+
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
 UNKNOWN = "?"  # column of files of other suffixes
 
 # JSON-able: "kind", "root" (absolute), "name" (of the input, for messages and source ids), "first" and "count" of its
-# rows, and what its kind needs to find them.
+# rows, "number" of its input where source ids need it, and what its kind needs to find the rows.
 Unit = dict[str, Any]
 
 
@@ -66,7 +71,11 @@ def plan(inputs: Sequence[str], rows: int, names: Names, split: str) -> list[Uni
     Raises:
         ValueError: an input that is not there, empty, or of no known kind.
     """
-    units = [unit for source in inputs for unit in _plan_input(source, rows, names, split)]
+    planned = [_plan_input(source, rows, names, split) for source in inputs]
+    starts = [{"" if unit["kind"] == "folder" else unit["name"] for unit in units} for units in planned]
+    if sum(map(len, starts)) > len(set().union(*starts)):  # source ids begin so
+        planned = [[unit | {"number": i} for unit in units] for i, units in enumerate(planned, 1)]
+    units = list(itertools.chain(*planned))
     if not units:
         raise ValueError(f"Got no rows in {', '.join(inputs)}. Give files with at least one.")
     return units
@@ -86,7 +95,8 @@ def read(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
         "hf": _read_hf,
         "tar": _read_tar,
     }
-    return readers[unit["kind"]](unit)
+    for source, record in readers[unit["kind"]](unit):
+        yield f"{unit['number']}:{source}" if "number" in unit else source, record
 
 
 def columns(units: Sequence[Unit]) -> set[str]:
@@ -203,7 +213,8 @@ def _plan_parquet(path: Path, rows: int, names: Names) -> list[Unit]:
 
 
 def _read_parquet(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
-    with pq.ParquetFile(Path(unit["root"]) / unit["name"]) as file:
+    path = Path(unit["root"]) / unit["name"]
+    with naming(path), pq.ParquetFile(path) as file:
         seen = 0
         for batch in file.iter_batches(batch_size=64, row_groups=[unit["group"]]):
             # Batches don't respect our borders, and only what is asked for becomes Python objects.
@@ -267,10 +278,19 @@ def _plan_tar(path: Path, rows: int, names: Names) -> list[Unit]:
             if member.isfile() and (not keys or key != keys[-1]):
                 keys.append(key)
                 starts.append(member.offset)
+        _check_end(path, tar.offset)
     return [
         common | {"first": i, "count": min(rows, len(keys) - i), "offset": starts[i]}
         for i in range(0, len(keys), rows)
     ]
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """ValueError unless the archive is over at `offset`: tarfile takes a damaged header for its end."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b"")):
+            raise ValueError(f"no header of a file at byte {offset}, and more after it. Download or pack it again.")
 
 
 def _read_tar(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
@@ -285,7 +305,7 @@ def _read_tar(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
                     data = tar.extractfile(member).read()
                     try:
                         record |= _tar_columns(member.name, data, names)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         record = ValueError(f"Can't read {member.name}: {error}")
                         break
                 yield f"{unit['name']}:{row}:{key}", record

@@ -72,6 +72,11 @@ def num_code_tokens(modality: Any) -> int:
     return modality.codebook_size * modality.num_codebooks
 
 
+def code_ids(modality: Any) -> range:
+    """The ids of all codes of a modality, a row of the table with its ids."""
+    return range(modality.first_code_id, modality.first_code_id + num_code_tokens(modality))
+
+
 def code_tokens(modality: Any) -> list[str]:
     """The token string of every code, in the order of their ids."""
     return [modality.code_token.format(i) for i in range(num_code_tokens(modality))]
@@ -179,8 +184,5 @@ def text_ids(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> l
         tokenizer.convert_tokens_to_ids([HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY, RESPONSE, INSTRUCTION])
     )
     for modality in modalities:
-        first = modality.first_code_id
-        skipped.update(
-            [modality.start_token_id, modality.end_token_id, *range(first, first + num_code_tokens(modality))]
-        )
+        skipped.update([modality.start_token_id, modality.end_token_id, *code_ids(modality)])
     return [index for index in ids if index not in skipped]

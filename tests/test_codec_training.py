@@ -30,7 +30,7 @@ TOY = {
     "codec_speech": "--warm 1 --batch 2 --frames 6 --heldout 20 --n_filters 2 --dimension 40 --semantic_dimension 40 "
     "--codebook_size 16 --num_codebooks 3",
     "codec_decoder": "--adversary_from 1 --adversary_width 2 --batch 2 --frames 14 --heldout 20",
-    "soundstorm": "--batch 2 --frames 60 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2",
+    "soundstorm": "--batch 2 --frames 130 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2",
     "codec_image": "--warm 1 --batch 2 --heldout 2 --codes 8 --embed_dim 4 --widths 4 8",
     "codec_music": "--warm 1 --batch 2 --frames 4 --heldout 1 --codebook_size 16 --codebook_dim 8 --hidden_size 8 "
     "--encoder_layers 1 --decoder_layers 1",
@@ -341,12 +341,123 @@ def test_wrong_checkpoints(script, data, tmp_path):
     module.main(command("codec_music", data, out, "--steps 2"))
     with pytest.raises(ValueError, match="holds a run already. Add --resume"):
         module.main(command("codec_music", data, out, "--steps 2"))
+    settings = training(out) / "settings.yaml"
+    settings.write_text(settings.read_text().replace("hidden_size: 8", "hidden_size: 16"))
     with pytest.raises(ValueError, match=r"of another run: .* is \[.*\] there, \[.*\] here"):
-        module.main(command("codec_music", data, out, "--steps 2 --hidden_size 16 --resume"))
+        module.main([str(settings), "--resume"])
+    settings.write_text(settings.read_text().replace("hidden_size: 16", "hidden_size: 8"))
     (training(out) / "training.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="is no state of this script"):
         module.main(command("codec_music", data, out, "--steps 2 --resume"))
     SpectralCodecModel.from_pretrained(out)  # still the good one
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_resumed_run_keeps_its_settings(name, script, data, tmp_path, capsys):
+    """But for those that only say how long and how loud. A refusal leaves the file that it recommends as it was."""
+    module, out = script(name), tmp_path / "out"
+    module.main(command(name, data, out, "--steps 3"))
+    kept = (training(out) / "settings.yaml").read_text()
+    was = yaml.safe_load(kept)
+    changes = [("learning_rate", 9.0), ("batch", 3), ("seed", 5), ("dtype", "bfloat16")]
+    changes += [("frames", 131), ("heldout", 5), ("codes", 9)]
+    for key, value in changes:
+        if key in was:
+            words = command(name, data, out, f"--steps 4 --resume --{key} {value}")
+            message = (
+                f"resume: {key} was {was[key]} when .*out_training was begun and is {value} now. Resume with .*/set"
+            )
+            with pytest.raises(ValueError, match=message):
+                module.main(words)
+    with pytest.raises(ValueError, match="holds 3 steps, allowed: up to the 2 that are asked for"):
+        module.main(command(name, data, out, "--steps 2 --resume"))
+    assert (training(out) / "settings.yaml").read_text() == kept
+    capsys.readouterr()
+    module.main(command(name, data, out, "--steps 4 --resume --save_every 1 --log_every 1 --minutes 9 --threads 1"))
+    assert "going on after step 3 of 4" in capsys.readouterr().out
+    assert yaml.safe_load((training(out) / "settings.yaml").read_text())["steps"] == 4
+
+
+NUMBERS = [(name, key, 0, 1) for name in SCRIPTS for key in ("steps", "batch", "threads", "log_every", "save_every")]
+NUMBERS += [(name, "steps", -5, 1) for name in SCRIPTS] + [(name, "minutes", "nan", 0) for name in SCRIPTS]
+NUMBERS += [
+    ("codec_image", "codes", 0, 1),
+    ("codec_image", "heldout", -2, 0),
+    ("codec_image", "decoder_steps", -1, 0),
+    ("codec_image", "validate_every", -1, 0),
+    ("codec_music", "heldout", -2, 0),
+    ("codec_music", "frames", 0, 1),
+    ("codec_music", "codebook_size", 0, 1),
+    ("codec_music", "encoder_layers", -1, 0),
+    ("codec_speech", "codebook_size", 0, 1),
+    ("codec_speech", "heldout", 0, 4),
+    ("codec_speech", "frames", 3, 4),
+    ("codec_decoder", "heldout", 0, 4),
+    ("soundstorm", "frames", 20, 126),
+    ("soundstorm", "frames", 125, 126),
+    ("soundstorm", "num_attention_heads", 0, 1),
+]
+
+
+@pytest.mark.parametrize("name, key, value, least", NUMBERS)
+def test_numbers_that_can_not_be_are_refused(name, key, value, least, script, data, tmp_path):
+    got = float(value) if key == "minutes" else value
+    with pytest.raises(ValueError, match=f"{key}: got {got}, allowed: {least} or more"):
+        script(name).main(command(name, data, tmp_path / "out", f"--steps 2 --{key}={value}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["codec_speech", "codec_image", "codec_music"])
+def test_a_codec_whose_codes_would_never_be_trained_is_refused(name, script, data, tmp_path):
+    with pytest.raises(ValueError, match=r"warm: got 9, allowed: less than steps \(6\)"):
+        script(name).main(command(name, data, tmp_path / "out", "--steps 6 --warm 9"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["codec_speech", "codec_decoder"])
+def test_the_shortest_crops_can_be_trained_on(name, script, data, tmp_path):
+    script(name).main(command(name, data, tmp_path / "out", "--steps 2 --frames 4 --heldout 4"))
+
+
+def test_more_codes_than_cells_to_start_them_from_are_refused(script, data, tmp_path):
+    words = "--steps 2 --batch 1 --codes"  # 21 batches of 8 x 8 cells
+    with pytest.raises(ValueError, match="codes: got 1345, allowed: up to the 1344 cells of 21 batches"):
+        script("codec_image").main(command("codec_image", data, tmp_path / "out", f"{words} 1345"))
+    assert list(tmp_path.iterdir()) == []
+    script("codec_image").main(command("codec_image", data, tmp_path / "out", f"{words} 1344"))
+
+
+@pytest.mark.parametrize("bad", [b"", b"PK nothing"])
+def test_clips_that_are_no_array_are_refused(bad, script, tmp_path):
+    (tmp_path / "clips_0.npy").write_bytes(bad)
+    with pytest.raises(ValueError, match="clips_0.npy is no npy file. Make it again"):
+        script("codec_music").main(command("codec_music", tmp_path, tmp_path / "out", "--steps 2"))
+    assert [path.name for path in tmp_path.iterdir()] == ["clips_0.npy"]
+
+
+UNFIT = [
+    {"offsets": [0, 60, 140, 200, 999]},
+    {"offsets": [5, 60, 140, 200, 270]},
+    {"offsets": [0, 140, 60, 200, 270]},
+    {"offsets": [0, 60, 60, 200, 270]},
+    {"offsets": [0]},
+    {"voice": ["a", "a"]},
+    {"codes": np.zeros(270, np.uint16)},
+]
+
+
+@pytest.mark.parametrize("wrong", UNFIT, ids=str)
+def test_utterances_that_do_not_fit_are_refused(wrong, script, data, tmp_path):
+    arrays = dict(np.load(data / "codes_train.npz")) | {name: np.array(value) for name, value in wrong.items()}
+    np.savez(tmp_path / "codes.npz", **arrays)
+    with pytest.raises(ValueError, match=r"has codes \[.*\], offsets \[.*\] and voice \[.*\], allowed: \[levels"):
+        script("soundstorm").Utterances(tmp_path / "codes.npz")
+
+
+def test_every_row_has_a_target_and_no_more_frames_than_asked_for(script, data):
+    utterances = script("soundstorm").Utterances(data / "codes_train.npz")
+    rows = [utterances.row(126) for _ in range(500)]
+    assert all(prompt < len(codes) <= 126 for codes, prompt in rows)
 
 
 @pytest.mark.parametrize("name", ["codec_decoder", "soundstorm"])
@@ -367,13 +478,17 @@ def test_no_gpu_and_no_place_to_write(script, data, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_state(script, tmp_path):
-    path, write = tmp_path / "state", script("codec_training").write_whole
-    write(path, b"old")
+    path = tmp_path / "state"
+
+    def write(data: bytes) -> None:
+        script("codec_training").write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+    write(b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError):
-            write(path, bytes(5000))
+            write(bytes(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -179,3 +179,9 @@ def test_checkpoints_are_mixed(tmp_path):
     small_checkpoint(tmp_path / "wide", hidden_size=64)
     with pytest.raises(ValueError, match="wide has other weights"):
         mix.main([str(tmp_path / "wide") if word == str(tmp_path / "b") else word for word in words])
+    tokenizer = json.loads((tmp_path / "b" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="b has other ids"):
+        mix.main(words)

@@ -122,12 +122,26 @@ def test_nothing_is_asked_twice():
 
 
 @pytest.mark.parametrize("scale", ["0", "1.5", "nan"])
-def test_a_scale_that_can_not_be_is_refused(scale, tmp_path, monkeypatch):
+def test_a_scale_that_can_not_be_is_refused(scale, tmp_path):
     import make_lesson
 
-    monkeypatch.setattr(sys, "argv", ["make_lesson.py", "--out", str(tmp_path / "out"), "--scale", scale])
     with pytest.raises(ValueError, match="allowed: above 0, at most 1"):
-        make_lesson.main()
+        make_lesson.main(["--out", str(tmp_path / "out"), "--scale", scale])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_installed_is_missed_before_anything_is_made(tmp_path, monkeypatch):
+    import make_lesson
+
+    words = ["--out", str(tmp_path / "out"), "--sound-font", "none.sf2"]
+    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    tunes._synth.cache_clear()
+    with pytest.raises(ImportError, match="pip install tinysoundfont"):
+        make_lesson.main(words)
+    monkeypatch.setattr(make_lesson, "check_sound_font", lambda path: None)
+    monkeypatch.setattr(voices, "is_installed", lambda voice: voice != lesson.VOICE)
+    with pytest.raises(ValueError, match=f"The voice {lesson.VOICE} is not installed"):
+        make_lesson.main(words)
     assert not (tmp_path / "out").exists()
 
 
@@ -187,6 +201,24 @@ def test_examination_has_all_kinds(data):
         *((task, group) for task in ("music_captioning", "text_to_music") for group in ("instrument", "old")),
         ("speech_chat", "old"),
     }
+
+
+def test_examples_are_had_as_files(data, tmp_path):
+    """As those of a user: a text beside each, without the words that ask for it."""
+    import lesson_files
+
+    lesson_files.main([str(data), "--out", str(tmp_path / "my"), "--share", "0.01"])
+    files = sorted(path.name for path in (tmp_path / "my").iterdir())
+    assert files[:4] == ["instrument_0000.music.flac", "instrument_0000.txt", "instrument_0001.music.flac",
+                         "instrument_0001.txt"]  # fmt: skip
+    assert len(files) == 2 * (3 + 6 + 2)
+    assert lesson.SHAPE in (tmp_path / "my" / "object_0000.txt").read_text()
+    assert (tmp_path / "my" / "instrument_0000.txt").read_text().startswith("a ")
+    with pytest.raises(ValueError, match="exists already"):
+        lesson_files.main([str(data), "--out", str(tmp_path / "my")])
+    with pytest.raises(ValueError, match="No file .*voice.jsonl. Make it with train/make_lesson.py"):
+        lesson_files.main([str(tmp_path), "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_part_becomes_rows(data, tmp_path):

@@ -70,14 +70,72 @@ def test_what_is_wrong_is_said(script, tmp_path, checkpoint):
         assert not (out / "pairs.parquet").exists()
         return str(error.value)
 
-    assert "need an id of" in refused({"9-9": 1})
-    assert "and a score" in refused({"0-1": "good"})
+    assert "scores.jsonl:1: got the id '9-9', need an id of" in refused({"9-9": 1})
+    for score in ("good", None, float("nan"), float("-inf"), 10**400):
+        assert "scores.jsonl:2: got the score" in refused({"0-2": 1, "0-1": score})
     assert "No pair" in refused({"0-0": 1, "0-1": 0})  # one was cut off before its end
     assert "differ by 2" in refused({"0-1": 1, "0-2": 0}, "--margin", "2")
-    (tmp_path / "bad.jsonl").write_text('{"picture": 1}\n')
+    assert "--margin: got nan" in refused({"0-1": 1, "0-2": 0}, "--margin", "nan")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a dog"}\n')
     options = ["--model", checkpoint, "--out", str(tmp_path / "new"), "--to", "image"]
-    with pytest.raises(ValueError, match="got a line with picture, need messages, or text"):
-        script.main(["sample", *options, "--prompts", str(tmp_path / "bad.jsonl")])
-    with pytest.raises(ValueError, match="need 2 or more"):
-        script.main(["sample", *options, "--prompts", str(tmp_path / "bad.jsonl"), "--samples", "1"])
+    for words, message in {
+        "--samples 1": "--samples: got 1, need 2 or more",
+        "--temperature inf": "--temperature: got inf, allowed are 0.01 to 100",
+        "--temperature 1e-30": "--temperature: got 1e-30",
+        "--max-new-tokens 0": "--max-new-tokens: got 0, allowed are 1 and more",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            script.main(["sample", *options, "--prompts", str(tmp_path / "bad.jsonl"), *words.split()])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ({"picture": 1}, "got picture, need messages, or text"),
+        ({"messages": 5}, "Got messages of type int"),
+        ({"messages": [5]}, "Got messages of type list"),
+        ({"messages": []}, "without messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "path": "gone.png"}]}]}, "No file"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "speech", "audio": [0.1], "sampling_rate": "x"}]}]},
+            "not supported",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_prompt_is_named_before_anything_is_made(script, prompts, tmp_path, checkpoint, line, message):
+    with open(prompts, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(ValueError) as error:
+        script.main(["sample", "--model", checkpoint, "--out", str(tmp_path / "new"), "--prompts", str(prompts)])
+    assert str(error.value).startswith(f"{prompts}:3: ") and message in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "file, more, message",
+    [
+        ("scores", '{"id": "0-1", "score": 0}', r"scores.jsonl:3: a second score of '0-1'"),
+        ("scores", '{"id": ["0-1"], "score": 0}', r"scores.jsonl:3: got the id \['0-1'\]"),
+        ("scores", "[" * 100_000, r"scores.jsonl:3 is no JSON"),
+        ("scores", "[]", r"scores.jsonl:3: got JSON of type list"),
+        ("replies", '{"id": "0-1", "prompt": 0, "prompt_ids": [1], "ids": [2]}', "replies.jsonl:3: the id '0-1' is"),
+        ("replies", '{"id": "0-2", "prompt_ids": [1], "ids": [2]}', "replies.jsonl:3: got none for 'prompt'"),
+        ("replies", '{"id": "0-2", "prompt": [0], "prompt_ids": [1], "ids": [2]}', r"got \[0\] for 'prompt'"),
+    ],
+)
+def test_a_reply_is_scored_once_and_no_line_is_left_out(script, tmp_path, file, more, message):
+    rows = [{"id": f"0-{i}", "prompt": 0, "prompt_ids": [1], "ids": [2 + i, 512], "text": "a\u2028b"} for i in (0, 1)]
+    path = tmp_path / "replies.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    words = ["pair", "--out", str(tmp_path), "--scores", str(write(tmp_path / "scores.jsonl", {"0-0": 1, "0-1": 2}))]
+    script.main(words)
+    (made,) = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert made["chosen_ids"] == [3, 512]
+    (tmp_path / "pairs.parquet").unlink()
+    with open(tmp_path / f"{file}.jsonl", "a") as lines:
+        lines.write(more + "\n")
+    with pytest.raises(ValueError, match=message):
+        script.main(words)
+    assert not (tmp_path / "pairs.parquet").exists()

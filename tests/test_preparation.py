@@ -192,7 +192,12 @@ def test_of_a_conversation_the_replies_are_learned(fake, defaults, transcripts):
         ({"text": "t", "speech": "http://localhost/x.wav"}, "not fetched"),
         ({"text": "t " * 1000, "speech": sound()}, "tokens, at most 1000 fit"),
         ({"text": "\ud800", "speech": sound()}, "surrogates"),
+        ({"text": "t", "speech": {"codes": [[]]}}, "speech codes of no frames, need one or more"),
+        ({"text": "t", "speech": {"codes": []}}, "speech codes of no frames, need one or more"),
+        ({"text": "t", "speech": {"codes": [[1], [2, 3]]}}, "inhomogeneous"),
+        ({"text": "t", "image": {"values": [1, 2]}}, "Got image with ['type', 'values'], need one of bytes"),
         ({"messages": "[{]"}, "Expecting"),
+        ({"messages": "[" * 100_000}, "Can't read the JSON of messages"),
         ({"messages": []}, "without messages"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "Got role 'bot'"),
         ({"messages": [{"role": "user", "content": "x"}]}, "Nothing to learn"),
@@ -238,6 +243,24 @@ def test_no_record_stops_a_run(fake, defaults, record):
     made, rejects = prepare(fake, defaults, record)
     found = [(row["source"], row["task"]) for row in (*made, *rejects)]
     assert found and len(found) == len(set(found))
+
+
+def test_other_fields_of_a_medium_are_nobody_s_business(fake, defaults):
+    """As in a data set of sums: {"bytes", "problem": "What is 3+4?"}."""
+    record = {"text": "7", "image": {"bytes": grey()}}
+    named = {"text": "7", "image": {"bytes": grey(), "problem": "What is 3+4?", "values": [3, 4]}}
+    assert prepare(fake, defaults, named) == prepare(fake, defaults, record)
+
+
+def test_voices_are_of_good_codes_only(fake, defaults):
+    """A list of codes is as good as an array, and codes of another modality are nobody's voice."""
+    records = [{"text": "t", "speech": {"codes": codes}} for codes in ([[1, 2, 3]], [[4, 5, 6]], [[10**9]])]
+    made, rejects = prepare(fake, replace(defaults, voice_seconds=0.04, directions="text-to-x"), *records)
+    assert [bad["source"] for bad in rejects] == ["2"] and "Got speech codes in" in rejects[0]["reason"]
+    for row, voice in zip(made, ([4, 5], [1, 2]), strict=True):
+        asked = row["input_ids"][: -len(learned(row))]
+        (part,) = [part for part in parse(asked, fake.tokenizer, fake.specs) if part.codes is not None]
+        assert part.codes.tolist() == [voice]
 
 
 def test_a_bad_medium_leaves_the_others_of_its_row(fake, defaults):

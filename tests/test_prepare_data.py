@@ -108,6 +108,8 @@ def ray_processes(run: str) -> list[psutil.Process]:
         ("--directions sideways", "invalid choice: 'sideways'"),
         ("--rows-per-shard 0", "--rows-per-shard: 0, allowed are 1 and more"),
         ("--pad-seconds nan", "--pad-seconds: nan"),
+        ("--pad-seconds 1e9", "--pad-seconds: 1000000000.0, allowed are 0 to 600"),
+        ("--voice-seconds 601", "--voice-seconds: 601.0, allowed are 0 to 600"),
         ("--gpus-per-worker 99", "torch sees"),
         ("--frobnicate", "unrecognized arguments"),
         ("--columns text=caption", "no column 'caption' for text. They have: image, messages, music, speech, text"),
@@ -172,12 +174,13 @@ def test_documents_are_plain_text_in_pieces(tmp_path, processor):
     assert not any(row["modality_tokens"]["speech"] for row in made)
 
 
-def test_a_row_is_shown_with_what_is_learned(finished, processor, capsys):
+def test_a_row_is_shown_with_what_is_learned(finished, processor, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "train")
     show = script("show_row")
-    assert show.main([str(finished), "--task", "text->image"]) == 0
+    show.main([str(finished), "--task", "text->image"])
     assert "text->image:" in capsys.readouterr().out
-    assert show.main([str(finished), "--row", "99"]) == 2
-    assert "No row 99" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="No row 99"):
+        show.main([str(finished), "--row", "99"])
     made, _ = content(finished)
     text = show.render(made[0], processor.tokenizer, processor.specs, everything=True)
     bold = "".join(text.plain[span.start : span.end] for span in text.spans if "bold" in str(span.style))

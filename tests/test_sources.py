@@ -160,6 +160,64 @@ def test_lines_that_are_no_records(tmp_path):
     assert [isinstance(record, ValueError) for _, record in found] == [False, True, True, True, False]
 
 
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_tar_that_is_damaged_in_the_middle_is_no_shorter_one(tmp_path):
+    path = write_tar(tmp_path / "web.tar", {f"{i}.txt": b"words" for i in range(6)})
+    whole = path.read_bytes()
+    assert len(read_all(path, 2)) == 6
+    path.write_bytes(whole.rstrip(b"\0").ljust(6 * 1024, b"\0"))  # without the blocks of zeros at its end
+    assert len(read_all(path, 2)) == 6
+    for damage in (b"\xaa" * 512, bytes(512)):
+        path.write_bytes(whole[:3072] + damage + whole[3584:])
+        with pytest.raises(ValueError, match=r"Can't read .*web.tar: no header of a file at byte 3072"):
+            read_all(path, 2)
+    path.write_bytes(whole + whole)  # two archives in one: only the first would be read
+    with pytest.raises(ValueError, match="no header of a file at byte 6144"):
+        read_all(path, 2)
+
+
+def test_json_in_a_tar_may_be_nested_too_deep(tmp_path):
+    files = {"0.json": b"[" * 100_000, "1.json": b'{"text": "a"}'}
+    (_, bad), (_, good) = read_all(write_tar(tmp_path / "web.tar", files), 10)
+    assert "Can't read 0.json" in str(bad) and good == {"text": "a"}
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"text": [f"words {i}" * 40 for i in range(100)]}), path, compression="none")
+    data = path.read_bytes()
+    path.write_bytes(data[:20] + bytes(2000) + data[2020:])
+    with pytest.raises(ValueError, match=r"list.parquet is no whole parquet file \("):
+        read_all(path, 100)
+
+
+def test_two_inputs_of_one_name_share_no_id(tmp_path):
+    for folder in ("a", "b"):
+        for name in ("clips", "lists"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        (tmp_path / folder / "clips" / "1.wav").touch()
+        for name in ("lists/list.jsonl", f"{folder}.jsonl"):
+            (tmp_path / folder / name).write_text('{"text": "x"}\n')
+
+    def ids(*inputs: str) -> list[str]:
+        units = sources.plan([str(tmp_path / name) for name in inputs], 10, NAMES, "train")
+        return [source for unit in units for source, _ in sources.read(unit)]
+
+    assert ids("a/clips", "b/clips") == ["1:1", "2:1"]
+    assert ids("a/lists", "b/lists/list.jsonl") == ["1:list.jsonl:0", "2:list.jsonl:0"]
+    assert ids("a/a.jsonl", "a/a.jsonl", "b/clips") == ["1:a.jsonl:0", "2:a.jsonl:0", "3:1"]
+    # As they were where nothing can be mistaken.
+    assert ids("a/clips", "a/a.jsonl", "b/b.jsonl") == ["1", "a.jsonl:0", "b.jsonl:0"]
+
+
 # ---------------------------------------------------------------- folders of rows
 
 
@@ -207,6 +265,29 @@ def test_other_settings_don_t_mix_with_what_is_there(tmp_path):
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(ValueError, match="not empty"):
         rows.begin(tmp_path / "mine", FACTS)
+
+
+def test_damaged_folders_of_rows_say_what_and_where(tmp_path):
+    out = tmp_path / "rows"
+    facts = FACTS | {"units": 1}
+    rows.begin(out, facts)
+    shard = out / rows.shard_name(0)
+    for content in (b"", b"PAR1 junk"):
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=r"part-000000.parquet is no whole parquet file"):
+            rows.finish(out, facts)
+    pq.write_table(pa.table({"a": [1]}), shard)
+    with pytest.raises(ValueError, match=r"part-000000.parquet is no shard of rows"):
+        rows.finish(out, facts)
+    rows.write_shard(shard, some_rows("a"), [], MEDIA)
+    rows.finish(out, facts)
+    shard.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"part-000000.parquet is no whole parquet file"):
+        rows.read_table(out)
+    for content, message in (('{"version": 1}', "has no 'complete'"), ("[" * 100_000, "is not valid JSON")):
+        (out / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            rows.read_table(out)
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):

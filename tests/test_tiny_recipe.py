@@ -66,8 +66,7 @@ def rows(tmp_path_factory) -> Path:
         patch.syspath_prepend(ROOT / "train")
         script = importlib.import_module("make_tiny_data")
         arguments = ["rows", "--out", work, "--speech", work / "speech", "--images", work / "images", "--music"]
-        patch.setattr("sys.argv", ["make_tiny_data.py", *map(str, arguments), str(work / "music")])
-        script.main()
+        script.main([*map(str, arguments), str(work / "music")])
     return work / "rows"
 
 
@@ -125,8 +124,7 @@ def test_pictures_become_codes_in_a_folder_that_is_not_there_yet(scripts, tmp_pa
         "--out",
         str(tmp_path / "new" / "images"),
     ]
-    monkeypatch.setattr("sys.argv", ["data_image.py", *words])
-    script.main()
+    script.main(words)
     for split in ("train", "heldout"):
         data = np.load(tmp_path / "new" / "images" / f"codes_{split}.npz")
         assert data["codes"].shape == data["neat"].shape == (len(data["caption"]), 64) and len(data["caption"]) > 4
@@ -197,7 +195,7 @@ def test_description_is_of_the_same_scene(scripts):
         assert said == pictures.canonical(shown)
 
 
-def test_lm_learns_the_rows_and_a_stopped_run_goes_on(rows, tmp_path, scripts, monkeypatch):
+def test_lm_learns_the_rows_and_a_stopped_run_goes_on(rows, tmp_path, scripts):
     lm = scripts("lm")
     small_checkpoint(tmp_path / "model", tied=True)
     settings = yaml.safe_load((ROOT / "train/configs/tiny_sft.yaml").read_text())
@@ -208,8 +206,7 @@ def test_lm_learns_the_rows_and_a_stopped_run_goes_on(rows, tmp_path, scripts, m
     def run(name: str, *more: str) -> dict[str, torch.Tensor]:
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings | {"output_dir": str(tmp_path / name)}, allow_unicode=True))
-        monkeypatch.setattr("sys.argv", ["lm.py", str(path), *more])
-        lm.main()
+        lm.main([str(path), *more])
         return load_file(tmp_path / name / "model.safetensors")
 
     whole = run("whole")
@@ -223,4 +220,16 @@ def test_lm_learns_the_rows_and_a_stopped_run_goes_on(rows, tmp_path, scripts, m
 def test_lm_refuses_a_key_that_it_does_not_know(tmp_path, scripts):
     (tmp_path / "recipe.yaml").write_text("model: m\nrows: r\nmixture: {asr: 1}\noutput_dir: o\nlerning_rate: 1\n")
     with pytest.raises(ValueError, match="lerning_rate"):
-        scripts("lm").parse([str(tmp_path / "recipe.yaml")])
+        scripts("lm").main([str(tmp_path / "recipe.yaml")])
+
+
+def test_sources_are_looked_for_before_any_row_is_made(scripts, tmp_path):
+    codes_files(tmp_path)
+    (tmp_path / "music/codes_heldout.npz").unlink()
+    words = ["rows", "--out", str(tmp_path), "--speech", str(tmp_path / "speech"), "--music", str(tmp_path / "music")]
+    with pytest.raises(FileNotFoundError, match="No .*music/codes_heldout.npz"):
+        scripts("make_tiny_data").main(words)
+    (tmp_path / "music/codes_heldout.npz").touch()
+    with pytest.raises(ValueError, match="No model in .*/model: make_tiny_data.py model"):
+        scripts("make_tiny_data").main(words)
+    assert not (tmp_path / "rows").exists()

@@ -3,23 +3,18 @@
 import importlib
 import json
 import re
-import resource
 import shutil
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, TrainerCallback
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor
 
 pytest.importorskip("trl")
-from training_tools import EMBEDDED, random_row, random_rows, small_checkpoint
+from training_tools import EMBEDDED, make_workshop, random_row, train, words
 
 from processing_anygpt.tiny_world.language import INSTRUCTIONS
 from serving_anygpt.requests import instructions_of
@@ -30,27 +25,7 @@ RECIPES = sorted(p for n in ("pretrain", "sft", "dpo", "paper") for p in (TRAIN 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Path:
-    """model/, tied/, and rows of speech/, image/, music/."""
-    folder = tmp_path_factory.mktemp("training")
-    small_checkpoint(folder / "model")
-    small_checkpoint(folder / "tied", tied=True)
-    random_rows(folder / "speech", "speech", 60, (5, 40))
-    random_rows(folder / "image", "image", 30, (64, 64))
-    random_rows(folder / "music", "music", 30, (20, 60))
-    write_pairs(folder / "pairs.parquet")
-    return folder
-
-
-def write_pairs(path: Path, count: int = 24) -> None:
-    """The same request, answered by counting speech codes (chosen) or by a picture (rejected)."""
-    config, rng = AutoConfig.from_pretrained(EMBEDDED), np.random.default_rng(0)
-    pairs = []
-    for _ in range(count):
-        (chosen, labels), (rejected, _) = (random_row(config, m, 12, rng) for m in ("speech", "image"))
-        prompt = labels.count(-100)
-        rejected = rejected[-(12 + 3) :]
-        pairs.append({"prompt_ids": chosen[:prompt], "chosen_ids": chosen[prompt:], "rejected_ids": rejected})
-    pq.write_table(pa.Table.from_pylist(pairs), path)
+    return make_workshop(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture
@@ -58,42 +33,6 @@ def scripts(monkeypatch):
     """A function that imports a script of train/ by its plain name, as running it by path does."""
     monkeypatch.syspath_prepend(TRAIN)
     return importlib.import_module
-
-
-def words(workshop: Path, out: Path, **changes) -> list[str]:
-    """The command line of a run of 6 steps, saved after 3."""
-    settings = {"model": workshop / "model", "output_dir": out, "data_cache": workshop / "cache", "use_cpu": True}
-    settings |= {"max_length": 128, "max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
-    settings |= {"disable_tqdm": True, "gradient_accumulation_steps": 2}
-    settings |= {"heldout_rows": 4} if "pairs" not in changes else {}
-    if "pairs" not in changes:
-        rates = {"speech": 0.5, "image": 0.3, "music": 0.2}
-        settings["mixture"] = json.dumps({n: {"rows": str(workshop / n), "rate": r} for n, r in rates.items()})
-    return [f"--{key}={value}" for key, value in (settings | changes).items()]
-
-
-class Stop(TrainerCallback):
-    """Breaks off in the middle, as Ctrl-C does."""
-
-    def on_step_end(self, args, state, control, **arguments):
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-
-
-def train(script, line: list[str], stop: bool = False) -> list[dict]:
-    """Runs a script's parse, build and run; the log of every step, without times."""
-    recipe, config = script.parse(script.CLASSES, line)
-    trainer, checkpoint = script.build(recipe, config)
-    if stop:
-        trainer.add_callback(Stop)
-        with pytest.raises(KeyboardInterrupt):
-            script.run(trainer, checkpoint, recipe)
-    else:
-        script.run(trainer, checkpoint, recipe)
-    return [
-        {key: value for key, value in entry.items() if not key.endswith(("_runtime", "_per_second"))}
-        for entry in trainer.state.log_history
-    ]
 
 
 RUNS = {
@@ -199,6 +138,15 @@ def test_padding_changes_no_loss(workshop, tmp_path, scripts):
         log = train(scripts("sft"), words(workshop, tmp_path / str(len(padding)), **changes))
         losses.append([entry["loss"] for entry in log if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_held_out_packs_come_out_even(scripts):
+    """Over three processes, so that none is counted twice; the same rows as before."""
+    packs = [np.array([3]), np.array([0, 1, 2, 5]), np.array([4, 6])]
+    for size in (1, 2, 3, 5):
+        grouped = scripts("token_trainer").in_groups(packs, size)
+        assert len(grouped) % size == 0 and sorted(np.concatenate(grouped)) == list(range(7))
+    assert len(scripts("token_trainer").in_groups(packs[:1], 2)) == 1  # a row can't be split
 
 
 def test_the_saved_model_is_complete(workshop, tmp_path, scripts):
@@ -396,160 +344,6 @@ def test_a_pack_holds_the_rows_of_the_tasks_asked_for(workshop, tmp_path, script
     assert len(rows) == 30 and lengths.tolist() == [len(row["input_ids"]) for row in rows]
     with pytest.raises(ValueError, match="has no task 'image->text'. It has text->image"):
         token_trainer.open_rows("a", source | {"tasks": ["image->text"]}, processor.tokenizer, str(tmp_path))
-
-
-ERRORS = {
-    "unknown key": ({"lerning_rate": 1}, "Unknown key 'lerning_rate'.*learning_rate"),
-    "own key": (
-        {"num_train_epochs": 2},
-        "num_train_epochs is set by this script: use max_steps",
-    ),
-    "not a number": ({"max_steps": "many"}, "invalid int value: 'many'"),
-    "no steps": ({"max_steps": 0}, "max_steps is missing"),
-    "padding to nothing": ({"pad_to_multiple_of": 0}, "pad_to_multiple_of: got 0, allowed: 1 or more"),
-    "no gpu": ({"use_cpu": False}, "torch sees no GPU"),
-    "flash on a cpu": ({"attn_implementation": "flash_attention_4"}, "needs a GPU. On a CPU use sdpa"),
-    "bad choice": ({"lora_vocabulary": "some", "lora_r": 4}, "allowed: frozen, rows, all"),
-    "a pace for what stands still": ({"lora_r": 4, "embedding_learning_rate": 1e-4}, "the vocabulary is frozen"),
-    "no pace": ({"embedding_learning_rate": 0}, "got 0.0, allowed: above 0"),
-    "rows without lora": ({"lora_vocabulary": "rows"}, "Without LoRA"),
-    "lora from scratch": ({"from_scratch": True, "lora_r": 4}, "an adapter needs a trained base"),
-    "no reporter": ({"report_to": "trackio"}, "trackio is not installed. pip install trackio"),
-    "no liger": ({"liger": True}, "liger-kernel is not installed"),
-    "no backend": ({"compile": True}, "got 'True', allowed: .*inductor"),
-    "no compiler": ({"compile": "inductor"}, "inductor needs a C.. compiler.*, and there is no gone"),
-    "no checkpoint": ({"model": "WORKSHOP"}, "it has no config.json"),
-    "other model": ({"model": "WORKSHOP/llama"}, "is a 'llama' checkpoint, not AnyGPT's. Grow it first"),
-    "no weights": ({"model": "WORKSHOP/hollow"}, "has no usable weights"),
-    "other weights": ({"model": "WORKSHOP/unfit"}, "do not fit its config.json"),
-    "no rows": ({"mixture": "{a: {rows: WORKSHOP, rate: 1}}"}, "has no manifest.json"),
-    "kept without an adapter": (
-        {"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}"},
-        "Add lora_r.*or teacher",
-    ),
-    "nothing to teach": ({"teacher": "WORKSHOP/model"}, "no source of the mixture says keep"),
-    "no teacher": (
-        {"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: true}}", "teacher": "WORKSHOP"},
-        "it has no config.json",
-    ),
-    "kept how much": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: much}}"}, "keep true or a number"),
-    "kept away": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: 1, keep: -1}}"}, "keep true or a number"),
-    "kept for examination": ({"heldout": "{a: {rows: WORKSHOP/speech, keep: true}}"}, "mixture only"),
-    "no rate": ({"mixture": "{a: {rows: WORKSHOP/speech}}"}, "need rate, rows"),
-    "rate of letters": ({"mixture": "{a: {rows: WORKSHOP/speech, rate: lots}}"}, "rate a number"),
-    "broken mixture": ({"mixture": "{a: {rows"}, "mixture is no YAML"),
-    "no column": ({"mixture": "{a: {rows: WORKSHOP/lame, rate: 1}}"}, "has no column 'labels'"),
-    "other vocabulary": ({"mixture": "{a: {rows: WORKSHOP/foreign, rate: 1}}"}, "another vocabulary"),
-    "too short": ({"max_length": 8}, "no row of 'speech' fits into 8 ids"),
-    "nothing to resume": ({"resume": True}, "holds no complete checkpoint"),
-    "no folder": ({"output_dir": "WORKSHOP/pairs.parquet/out"}, "can't be written"),
-}
-
-
-@pytest.fixture(scope="module")
-def broken(workshop) -> Path:
-    """Checkpoints and rows with something wrong, beside the good ones."""
-    (workshop / "llama").mkdir()
-    (workshop / "llama" / "config.json").write_text('{"model_type": "llama"}')
-    for name in ("hollow", "unfit"):
-        shutil.copytree(workshop / "model", workshop / name)
-        (workshop / name / "model.safetensors").unlink()
-    tensors = load_file(workshop / "model" / "model.safetensors")
-    tensors.pop("lm_head.weight")
-    save_file(tensors, workshop / "unfit" / "model.safetensors", {"format": "pt"})
-    shutil.copytree(workshop / "speech", workshop / "lame")
-    for shard in (workshop / "lame").glob("*.parquet"):
-        pq.write_table(pq.read_table(shard).drop_columns("labels"), shard)
-    shutil.copytree(workshop / "speech", workshop / "foreign")
-    manifest = json.loads((workshop / "foreign" / "manifest.json").read_text())
-    (workshop / "foreign" / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": "0"}))
-    return workshop
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_what_is_wrong_is_said_in_one_line(case, broken, tmp_path, scripts, monkeypatch, capsys):
-    monkeypatch.setattr(scripts("recipe"), "find_spec", lambda name: None)
-    monkeypatch.setenv("CXX", "gone")
-    changes, message = ERRORS[case]
-    changes = {key: str(value).replace("WORKSHOP", str(broken)) for key, value in changes.items()}
-    monkeypatch.setattr(sys, "argv", ["sft.py", *words(broken, tmp_path / "out", **changes)])
-    with pytest.raises(SystemExit) as stopped:
-        scripts("settings").run_script(scripts("sft").main)
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stopped.value.code == 2
-    assert re.search(message, said), said
-    assert not (tmp_path / "out" / "model").exists()
-
-
-def test_a_run_is_not_written_over_nor_resumed_with_other_data(workshop, tmp_path, scripts):
-    script = scripts("sft")
-    train(script, words(workshop, tmp_path, max_steps=3))
-    with pytest.raises(ValueError, match="holds a run already. Add --resume"):
-        train(script, words(workshop, tmp_path, max_steps=3))
-    with pytest.raises(ValueError, match="resume: seed was 42 .* and is 7 now"):
-        train(script, words(workshop, tmp_path, max_steps=3, resume=True, seed=7))
-
-
-@contextmanager
-def no_file_beyond(size: int):
-    """As if the disk were full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_leaves_nothing_half_written(workshop, tmp_path, scripts):
-    """No file may grow beyond 100 kB: the weights don't fit."""
-    with no_file_beyond(100_000), pytest.raises(OSError, match="checkpoint-3 can't be written.*disk full"):
-        train(scripts("sft"), words(workshop, tmp_path, max_steps=3))
-    assert not list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "model").exists()
-
-
-def test_a_full_disk_is_said_where_rows_are_copied(workshop, tmp_path, scripts):
-    line = words(workshop, tmp_path / "run", data_cache=tmp_path / "cache")
-    with no_file_beyond(1000), pytest.raises(OSError, match="can't be copied into data_cache.*disk full"):
-        train(scripts("sft"), line)
-
-
-def test_merging_refuses_what_does_not_fit_and_leaves_nothing(workshop, tmp_path, scripts):
-    merge = scripts("merge")
-    adapter, out = tmp_path / "run" / "adapter", tmp_path / "out"
-    changes = {"lora_r": 4, "max_steps": 1, "save_strategy": "no"}
-    train(scripts("sft"), words(workshop, tmp_path / "run", **changes))
-    line = ["--adapter", str(adapter), "--out", str(out)]
-    small_checkpoint(tmp_path / "wider", hidden_size=48)
-    with pytest.raises(ValueError, match="does not fit .*wider: .*Give the --base"):
-        merge.main([*line, "--base", str(tmp_path / "wider")])
-    with no_file_beyond(100_000), pytest.raises(OSError, match="can't be written.*disk full"):
-        merge.main(line)
-    (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="it has no adapter_model.safetensors"):
-        merge.main(line)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "wider"]
-
-
-def test_a_pair_without_an_answer_is_refused(workshop, tmp_path, scripts):
-    table = pq.read_table(workshop / "pairs.parquet").to_pylist()
-    table[3]["rejected_ids"] = []
-    pq.write_table(pa.Table.from_pylist(table), tmp_path / "pairs.parquet")
-    with pytest.raises(ValueError, match="without ids"):
-        scripts("dpo").open_pairs(str(tmp_path / "pairs.parquet"), 1024, 4108, str(tmp_path / "cache"))
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"lora_r": 4, "lora_vocabulary": "rows"}, "rows can't be switched off.*Allowed here: frozen, all"),
-        ({"attn_implementation": "row_by_row"}, "row_by_row is for packs, and pairs are padded. Use sdpa"),
-    ],
-)
-def test_what_preferences_can_not_have_is_refused(setting, message, workshop, tmp_path, scripts):
-    script = scripts("dpo")
-    with pytest.raises(ValueError, match=message):
-        script.parse(script.CLASSES, words(workshop, tmp_path, pairs=workshop / "pairs.parquet", **setting))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

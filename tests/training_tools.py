@@ -1,10 +1,14 @@
-"""A small checkpoint and rows of token ids on disk, made in process, for tests of the training scripts."""
+"""A small checkpoint and rows of token ids on disk, made in process, and runs on them, for tests of the trainers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from modeling_anygpt import AnyGPTConfig
 from processing_anygpt import AnyGPTProcessor
@@ -59,3 +63,62 @@ def random_rows(folder: Path, modality: str, count: int, codes: tuple[int, int],
     rng = np.random.default_rng(seed)
     rows = [random_row(config, modality, int(rng.integers(codes[0], codes[1] + 1)), rng) for _ in range(count)]
     return write_rows(folder, config, rows, f"text->{modality}")
+
+
+def make_workshop(folder: Path) -> Path:
+    """model/, tied/, rows of speech/, image/, music/, and pairs.parquet."""
+    small_checkpoint(folder / "model")
+    small_checkpoint(folder / "tied", tied=True)
+    random_rows(folder / "speech", "speech", 60, (5, 40))
+    random_rows(folder / "image", "image", 30, (64, 64))
+    random_rows(folder / "music", "music", 30, (20, 60))
+    write_pairs(folder / "pairs.parquet")
+    return folder
+
+
+def write_pairs(path: Path, count: int = 24) -> None:
+    """The same request, answered by counting speech codes (chosen) or by a picture (rejected)."""
+    config, rng = AutoConfig.from_pretrained(EMBEDDED), np.random.default_rng(0)
+    pairs = []
+    for _ in range(count):
+        (chosen, labels), (rejected, _) = (random_row(config, m, 12, rng) for m in ("speech", "image"))
+        prompt = labels.count(-100)
+        rejected = rejected[-(12 + 3) :]
+        pairs.append({"prompt_ids": chosen[:prompt], "chosen_ids": chosen[prompt:], "rejected_ids": rejected})
+    pq.write_table(pa.Table.from_pylist(pairs), path)
+
+
+def words(workshop: Path, out: Path, **changes) -> list[str]:
+    """The command line of a run of 6 steps, saved after 3."""
+    settings = {"model": workshop / "model", "output_dir": out, "data_cache": workshop / "cache", "use_cpu": True}
+    settings |= {"max_length": 128, "max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
+    settings |= {"disable_tqdm": True, "gradient_accumulation_steps": 2}
+    settings |= {"heldout_rows": 4} if "pairs" not in changes else {}
+    if "pairs" not in changes:
+        rates = {"speech": 0.5, "image": 0.3, "music": 0.2}
+        settings["mixture"] = json.dumps({n: {"rows": str(workshop / n), "rate": r} for n, r in rates.items()})
+    return [f"--{key}={value}" for key, value in (settings | changes).items()]
+
+
+class Stop(TrainerCallback):
+    """Breaks off in the middle, as Ctrl-C does."""
+
+    def on_step_end(self, args, state, control, **arguments):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def train(script, line: list[str], stop: bool = False) -> list[dict]:
+    """Runs a script's parse, build and run; the log of every step, without times."""
+    recipe, config = script.parse(script.CLASSES, line)
+    trainer, checkpoint = script.build(recipe, config)
+    if stop:
+        trainer.add_callback(Stop)
+        with pytest.raises(KeyboardInterrupt):
+            script.run(trainer, checkpoint, recipe)
+    else:
+        script.run(trainer, checkpoint, recipe)
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(("_runtime", "_per_second"))}
+        for entry in trainer.state.log_history
+    ]

@@ -11,43 +11,55 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from codec_files import whole_files
+from settings import read_yaml, run_script
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
+from modeling_anygpt import AnyGPTConfig
 from processing_anygpt import AnyGPTProcessor
 from processing_anygpt.instructions import openings
 from processing_anygpt.tiny_world import language
 
 
-def main():
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lm", required=True, nargs="+", help="output folder of train/lm.py; of several, their mean")
     parser.add_argument("--tokenizer", required=True, help="model folder of make_tiny_data.py")
     parser.add_argument("--presets", type=Path, default=Path(__file__).parent / "configs/tiny_generation.yaml")
-    parser.add_argument("--out", required=True)
-    args = parser.parse_args()
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args(words)
+    settings = read_yaml(args.presets.read_text(encoding="utf-8"), str(args.presets))
+    if not isinstance(settings, dict) or not isinstance(settings.get("read_back"), dict):
+        raise ValueError(f"{args.presets} holds no presets: read_back is missing. See configs/tiny_generation.yaml.")
+    for folder in args.lm:
+        kind = AutoConfig.from_pretrained(folder)
+        if not isinstance(kind, AnyGPTConfig):
+            raise ValueError(f"{folder} holds a model of type {kind.model_type!r}, allowed: train/lm.py's output.")
     model = mean_of([AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in args.lm])
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     model.config.assign_token_ids(tokenizer)
-    settings = yaml.safe_load(args.presets.read_text())
     for name, read_back in settings["read_back"].items():
         wordings = language.INSTRUCTIONS["text", name]
         read_back |= {"instruction": language.READ_BACK, "openings": openings(wordings)}
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=tokenizer.pad_token_id, **settings
     )
-    model.save_pretrained(args.out)
     rows = [spec.to_dict() for spec in model.config.modalities]
-    AnyGPTProcessor(tokenizer, rows).save_pretrained(args.out)
-    drop_code_copies(Path(args.out))
-    print(f"{args.out}: {sum(f.stat().st_size for f in Path(args.out).rglob('*') if f.is_file()) / 1e6:.1f} MB")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with whole_files(args.out) as temporary:
+        model.save_pretrained(temporary)
+        AnyGPTProcessor(tokenizer, rows).save_pretrained(temporary)
+        drop_code_copies(temporary)
+    print(f"{args.out}: {sum(f.stat().st_size for f in args.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
 def mean_of(models: list[PreTrainedModel]) -> PreTrainedModel:
     """The first model with the mean of all weights: runs that went on from one another agree better than each alone
     (M. Wortsman et al. 2022, "Model soups")."""
     states = [model.state_dict() for model in models]
+    shapes = [{name: weight.shape for name, weight in state.items()} for state in states]
+    if any(each != shapes[0] for each in shapes):
+        raise ValueError("Got models of different weights, allowed: models of one shape have a mean.")
     models[0].load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
     return models[0]
 
@@ -63,4 +75,4 @@ def drop_code_copies(folder: Path):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from make_codec_data import PHONES
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
-PHONES = 40  # first entries of the speech codec's level-1 feature: phone logits (train/codec_speech.py)
 SPREAD = 0.02  # root mean square of transformers' first embeddings (initializer_range)
 
 
@@ -34,19 +34,27 @@ def initialise(config, codecs: Path, seed: int = 0):
 def codebook_vectors(codecs: Path) -> dict[str, list[np.ndarray]]:
     """Modality -> a feature matrix [codes, features] for every codebook that the language model sees."""
     phones, level1 = speech_codebook(codecs)
-    music = load_file(codecs / "music_codec/model.safetensors")["quantizer.codebooks"].float()
-    image = load_file(codecs / "image_codec/diffusion_pytorch_model.safetensors")["quantize.embedding.weight"].float()
+    (music,) = weights(codecs / "music_codec/model.safetensors", "quantizer.codebooks")
+    (image,) = weights(codecs / "image_codec/diffusion_pytorch_model.safetensors", "quantize.embedding.weight")
     joined = np.concatenate([standardise(phones.sqrt().numpy()), standardise(level1.numpy())], axis=1)
     return {"speech": [joined], "music": [book.numpy() for book in music], "image": [image.numpy()]}
 
 
 def speech_codebook(codecs: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each speech code of level 1: probabilities of the phones [codes, PHONES], and its vector [codes, D]."""
-    speech = {k: v.float() for k, v in load_file(codecs / "speech_codec/model.safetensors").items()
-              if k.startswith(("transform", "quantizer.vq.layers.0."))}  # fmt: skip
-    level1 = speech["quantizer.vq.layers.0._codebook.embed"]
-    logits = level1 @ speech["transform.weight"].T + speech["transform.bias"]
-    return logits[:, :PHONES].softmax(-1), level1
+    """Of each speech code of level 1: probabilities of the phones [codes, 40], and its vector [codes, D]."""
+    names = ("quantizer.vq.layers.0._codebook.embed", "transform.weight", "transform.bias")
+    level1, weight, bias = weights(codecs / "speech_codec/model.safetensors", *names)
+    logits = level1 @ weight.T + bias  # the first are those of the phones (train/codec_speech.py)
+    return logits[:, : len(PHONES)].softmax(-1), level1
+
+
+def weights(path: Path, *names: str) -> list[torch.Tensor]:
+    """Tensors of a safetensors file, as float32; ValueError if it lacks one of them."""
+    try:
+        with safe_open(path, "pt") as file:
+            return [file.get_tensor(name).float() for name in names]
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not the codec that is expected here: {error}") from error
 
 
 def standardise(features: np.ndarray) -> np.ndarray:

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from codec_files import export, load_codec
 from codec_losses import Adversary, MelLoss
 from codec_speech import Crops, load_clips, random_crops, some_levels, validate
-from codec_training import Run, RunSettings, export, load_speech_codec
+from codec_training import Run, RunSettings
 from settings import parse, run_script
 from torch.nn import functional as F
+
+from modeling_anygpt.codecs import SpeechTokenizerModel
 
 WINDOWS = (2048, 1024, 512, 256, 128)  # of the adversary's spectra, samples
 
@@ -33,7 +36,7 @@ class Recipe(Crops):
 def main(argv: list[str]) -> None:
     recipe, settings = parse((Recipe, RunSettings), argv, __doc__)
     run = Run(settings, recipe)
-    model = load_speech_codec(recipe.codec).to(run.device)
+    model = load_codec(SpeechTokenizerModel, recipe.codec).to(run.device)
     decoder = model.decoder.requires_grad_(True).train()
     hop, rate = model.config.hop_length, model.config.sampling_rate
     clips = load_clips(recipe, None, hop, run.device)

@@ -27,14 +27,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from codebook_averages import SphereAverages
+from codec_files import read_arrays, whole_files
 from codec_samples import write_pictures
-from codec_training import Run, RunSettings, read_arrays, whole_files
+from codec_training import Checked, Run, RunSettings
 from diffusers import VQModel
 from settings import parse, run_script
 
+START_BATCHES = 20  # beside the current one, to draw the first codebook from
+
 
 @dataclass
-class Recipe:
+class Recipe(Checked):
     data: Path = field(metadata={"help": "npz with `pictures`; see data_image.py"})
     steps: int
     decoder_steps: int = field(metadata={"help": "steps after those, with the codes fixed"})
@@ -56,6 +59,12 @@ def load_pictures(recipe: Recipe) -> torch.Tensor:
         raise ValueError(
             f"{recipe.data} has pictures {pictures.dtype} {list(pictures.shape)}, allowed: uint8 [N, S, S, 3], N from "
             f"{least} (heldout + 1), S a multiple of {factor} (widths)."
+        )
+    cells = (1 + START_BATCHES) * recipe.batch * (pictures.shape[1] // factor) ** 2
+    if recipe.codes > cells:
+        raise ValueError(
+            f"codes: got {recipe.codes}, allowed: up to the {cells} cells of {1 + START_BATCHES} batches, from which "
+            "the codebook starts. Enlarge batch."
         )
     return torch.from_numpy(pictures)
 
@@ -164,7 +173,7 @@ def main(argv: list[str]) -> None:
             paper = F.avg_pool2d((real < 1).any(1, keepdim=True).float(), factor).flatten() == 0  # [B * cells], no ink
             if step == recipe.warm:  # the rows start on latents that differ: most cells are the same white paper
                 with torch.no_grad():
-                    seen = torch.cat([z, *(as_rows(embed(model, batch())) for _ in range(20))])
+                    seen = torch.cat([z, *(as_rows(embed(model, batch())) for _ in range(START_BATCHES))])
                 weight = 1 - seen @ F.normalize(seen.median(dim=0).values, dim=0)
                 averages.put(slice(None), seen[torch.multinomial(weight.clamp_min(1e-6), recipe.codes)])
                 blank = z.detach()[paper] if paper.any() else z.detach()[:1]

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from codebook_averages import CodebookAverages
+from codec_files import export, read_array
 from codec_samples import write_sounds
-from codec_training import Run, RunSettings, export
+from codec_training import Checked, Run, RunSettings
 from settings import parse, run_script
 from torch.nn import functional as F
 
@@ -26,7 +27,7 @@ from modeling_anygpt.codecs.spectral import SpectralCodecConfig, SpectralCodecMo
 
 
 @dataclass
-class Recipe:
+class Recipe(Checked):
     data: Path = field(metadata={"help": "folder of clips_*.npy"})
     steps: int
     warm: int = field(metadata={"help": "steps without quantiser"})
@@ -37,7 +38,7 @@ class Recipe:
 
 
 @dataclass
-class Sizes:
+class Sizes(Checked):
     """Of SpectralCodecConfig."""
 
     num_codebooks: int
@@ -53,7 +54,7 @@ def load_clips(folder: Path, heldout: int, length: int) -> tuple[np.ndarray, np.
     files = sorted(folder.glob("clips_*.npy"))
     if not files:
         raise ValueError(f"No clips_*.npy in {folder}: make them with train/make_music_data.py.")
-    arrays = [np.load(file) for file in files]
+    arrays = [read_array(file) for file in files]
     for file, array in zip(files, arrays, strict=True):
         if array.dtype != np.int16 or array.ndim != 2 or array.shape[1:] != arrays[0].shape[1:]:
             first = list(arrays[0].shape[1:])

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from codec_training import write_whole
+
+from processing_anygpt.rows import write_whole
 
 WINDOW = 512  # samples of a spectrogram's column
 
@@ -30,7 +31,7 @@ def write_sounds(stem: Path, versions: Sequence[np.ndarray], rate: int) -> None:
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(samples.tobytes())
-    write_whole(stem.with_suffix(".wav"), buffer.getvalue())
+    write_whole(stem.with_suffix(".wav"), lambda temporary: temporary.write_bytes(buffer.getvalue()))
     write_png(stem.with_suffix(".png"), np.concatenate([spectrogram(row) for row in sounds.swapaxes(0, 1)]))
 
 
@@ -59,4 +60,4 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
-    write_whole(path, b"\x89PNG\r\n\x1a\n" + chunks)
+    write_whole(path, lambda temporary: temporary.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks))

@@ -20,18 +20,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from codebook_averages import CodebookAverages
+from codec_files import export, read_array, read_arrays
 from codec_losses import Adversary, MelLoss
 from codec_samples import write_sounds
-from codec_training import Run, RunSettings, export, read_arrays
+from codec_training import Checked, Run, RunSettings
 from settings import parse, run_script
 from speech_teachers import FrameFeatures, PhoneLabels, SpeechModel
 from torch.nn import functional as F
 
 from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerConfig, SpeechTokenizerModel
 
+SHORTEST = 4  # frames of 320 samples that hold half of the mel loss' longest window
+
 
 @dataclass
-class Crops:
+class Crops(Checked):
     """What is trained on, and for how long."""
 
     data: Path = field(metadata={"help": "folder of clips_*.npz"})
@@ -40,6 +43,12 @@ class Crops:
     frames: int = field(metadata={"help": "length of a crop, 20 ms each"})
     learning_rate: float
     heldout: int = field(metadata={"help": "frames at the end of each file that are kept for validation"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("frames", "heldout"):
+            if getattr(self, key) < SHORTEST:
+                raise ValueError(f"{key}: got {getattr(self, key)}, allowed: {SHORTEST} or more, for the mel loss.")
 
     def rate_at(self, step: int) -> float:
         """The learning rate: rises over 100 steps, then falls as a cosine to 2 %."""
@@ -56,7 +65,7 @@ class Recipe(Crops):
 
 
 @dataclass
-class Sizes:
+class Sizes(Checked):
     """Of SpeechTokenizerConfig."""
 
     n_filters: int
@@ -86,10 +95,12 @@ def load_clips(recipe: Crops, teacher: str | None, hop: int, device: torch.devic
         else:
             (sound,) = read_arrays(file, "audio")
         if teacher == "features":
-            target = np.load(file.with_name(file.name.replace("clips_", "features_", 1)).with_suffix(".npy"))
+            target = read_array(file.with_name(file.name.replace("clips_", "features_", 1)).with_suffix(".npy"))
         frames = len(sound) // hop
-        if sound.dtype != np.int16 or len(sound) % hop or target is not None and len(target) != frames:
-            got = f"{len(sound)} samples of {sound.dtype}" + ("" if target is None else f", {len(target)} targets")
+        whole = sound.dtype == np.int16 and sound.ndim == 1 and len(sound) % hop == 0
+        if not whole or target is not None and len(target) != frames:
+            shape = " x ".join(map(str, sound.shape))
+            got = f"{shape} samples of {sound.dtype}" + ("" if target is None else f", {len(target)} targets")
             raise ValueError(f"{file} has {got}; allowed: int16, {hop} samples to a frame. Make it again.")
         least = recipe.heldout + recipe.frames + 1
         if frames < least:

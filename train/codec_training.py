@@ -7,13 +7,9 @@ that was stopped and resumed takes, on a CPU in float32, exactly the steps of on
 
 import dataclasses
 import json
-import os
-import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,17 +21,44 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast, reduce
 from safetensors import SafetensorError, safe_open
+from settings import parse
 from torch import nn
-from transformers import AutoConfig
 from transformers.utils import logging
 
-from modeling_anygpt.codecs import SpeechTokenizerConfig, SpeechTokenizerModel
+from processing_anygpt.rows import write_whole
 
 STATE = "training.safetensors"
+# The least that the numbers of the codec scripts may be, in whichever of their dataclasses they stand.
+LEAST = {
+    **dict.fromkeys(("steps", "batch", "frames", "log_every", "save_every", "threads", "codes", "embed_dim"), 1),
+    **dict.fromkeys(("codebook_size", "codebook_dim", "num_codebooks", "n_filters", "dimension", "ff_mult"), 1),
+    **dict.fromkeys(("semantic_dimension", "lstm_layers", "hidden_size", "num_hidden_layers", "adversary_width"), 1),
+    **dict.fromkeys(("num_attention_heads", "conv_kernel_size"), 1),
+    **dict.fromkeys(("warm", "decoder_steps", "heldout", "validate_every", "minutes", "seed"), 0),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 0),
+}
+# What may differ when a run goes on: how long, how often it reports, and where it runs; and files may be elsewhere.
+CHANGEABLE = (
+    "steps", "decoder_steps", "minutes", "log_every", "save_every", "validate_every", "out", "work", "data", "device",
+    "threads", "resume",
+)  # fmt: skip
+
+
+class Checked:
+    """Base of the codec scripts' dataclasses. Raises ValueError on numbers that can't be, before anything is read."""
+
+    def __post_init__(self):
+        for key, least in LEAST.items():
+            value = getattr(self, key, None)
+            if value is not None and not value >= least:  # so that NaN is refused, too
+                raise ValueError(f"{key}: got {value}, allowed: {least} or more.")
+        steps = getattr(self, "steps", None)
+        if steps is not None and getattr(self, "warm", 0) >= steps:
+            raise ValueError(f"warm: got {self.warm}, allowed: less than steps ({steps}), or no code is ever trained.")
 
 
 @dataclass
-class RunSettings:
+class RunSettings(Checked):
     out: Path = field(metadata={"help": "folder of the result, for from_pretrained"})
     log_every: int = field(metadata={"help": "steps between lines of output"})
     save_every: int = field(metadata={"help": "steps between states on disk"})
@@ -61,38 +84,56 @@ class Run:
         *recipe: the script's other dataclasses, noted in WORK/settings.yaml, with which the run can be resumed.
 
     Raises:
-        ValueError: no GPU where one is asked for; a state in WORK without `resume`, or the other way round.
-        OSError: OUT or WORK can't be written.
+        ValueError: no GPU where one is asked for; a state in WORK without `resume`, or the other way round; a run that
+            was begun with other settings.
     """
 
     def __init__(self, settings: RunSettings, *recipe: Any):
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("Got device cuda, but torch finds no GPU here. Give --device cpu, or install its driver.")
-        torch.set_num_threads(settings.threads)
-        if settings.device == "cuda":
-            torch.set_float32_matmul_precision("high")
-        torch.manual_seed(settings.seed)  # the first weights, the same in every process
-        logging.disable_progress_bar()
-        self.settings = settings
-        precision = "bf16" if settings.dtype == "bfloat16" else "no"
-        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
-        self.device = self.accelerator.device
-        self.is_main = self.accelerator.is_main_process
+        self.settings, self.recipe = settings, (*recipe, settings)
         self.work = settings.work or settings.out.with_name(settings.out.name + "_training")
         if settings.resume and not (self.work / STATE).exists():
             raise ValueError(f"No {STATE} in {self.work}: nothing to resume. Start without --resume.")
         if not settings.resume and (self.work / STATE).exists():
             raise ValueError(f"{self.work} holds a run already. Add --resume, or give another --work, or remove it.")
-        for folder in (settings.out, self.work):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()  # better now than after an hour
+        if settings.resume and (self.work / "settings.yaml").exists():
+            self._check_settings(self.work / "settings.yaml")
+        torch.set_num_threads(settings.threads)
+        if settings.device == "cuda":
+            torch.set_float32_matmul_precision("high")
+        torch.manual_seed(settings.seed)  # the first weights, the same in every process
+        logging.disable_progress_bar()
+        precision = "bf16" if settings.dtype == "bfloat16" else "no"
+        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
         self.history: list[dict[str, float]] = []
+
+    def _check_settings(self, path: Path) -> None:
+        """ValueError if the run was begun with settings that would make other steps of it."""
+        before = parse([type(each) for each in self.recipe], [str(path)])
+        for old, new in zip(before, self.recipe, strict=True):
+            for key, value in vars(old).items():
+                if key not in CHANGEABLE and getattr(new, key) != value:
+                    raise ValueError(
+                        f"resume: {key} was {value} when {self.work} was begun and is {getattr(new, key)} now. Resume "
+                        f"with {path}, or start with another --work."
+                    )
+
+    def _begin(self) -> None:
+        """Makes OUT and WORK and writes the settings; OSError if that can't be. Only now: what is refused before, for
+        its data for example, leaves nothing."""
+        for folder in (self.settings.out, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()  # better now than after an hour
         if self.is_main:
-            known = {key: value for each in (*recipe, settings) for key, value in dataclasses.asdict(each).items()}
+            known = {key: value for each in self.recipe for key, value in dataclasses.asdict(each).items()}
             plain = {k: str(v) if isinstance(v, Path) else v for k, v in known.items() if k != "resume"}
-            write_whole(self.work / "settings.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+            write_whole(self.work / "settings.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def say(self, line: str) -> None:
         if self.is_main:
@@ -115,8 +156,17 @@ class Run:
             parts: everything that training changes, by name: modules and optimizers.
             remark: what to add to a line of output.
             validate: writes samples to the path it gets, plus a suffix, and returns figures of held-out data.
+
+        Raises:
+            ValueError: the state in WORK is of another run, or of more steps.
+            OSError: OUT or WORK can't be written.
         """
         first = done = self._restore(parts) if self.settings.resume else 0
+        if first > total:
+            raise ValueError(
+                f"{self.work} holds {first} steps, allowed: up to the {total} that are asked for. Add steps."
+            )
+        self._begin()
         self.say(f"{'going on after' if first else 'starting at'} step {first} of {total}")
         began = time.monotonic()
         for step in range(first, total):
@@ -178,8 +228,9 @@ class Run:
         if self.is_main:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(parts).items()}
             state = safetensors.torch.save(tensors, {"progress": json.dumps(progress)})
-            write_whole(self.work / STATE, state)
-            write_whole(self.work / "losses.json", json.dumps(self.history, indent=1).encode())
+            losses = json.dumps(self.history, indent=1)
+            write_whole(self.work / STATE, lambda temporary: temporary.write_bytes(state))
+            write_whole(self.work / "losses.json", lambda temporary: temporary.write_text(losses))
         self.accelerator.wait_for_everyone()
 
     def _restore(self, parts: dict[str, Any]) -> int:
@@ -236,62 +287,3 @@ def named_tensors(parts: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def listed(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-
-
-def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of an npz file; ValueError if it is none or lacks one of them."""
-    try:
-        data = np.load(path)
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no npz file. Make it again.") from error
-    if not isinstance(data, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} holds one array, allowed: an npz file with {', '.join(names)}.")
-    with data:
-        missing = [name for name in names if name not in data]
-        if missing:
-            raise ValueError(f"{path} has no array {missing[0]!r}; it holds {', '.join(data) or 'nothing'}.")
-        return [data[name] for name in names]
-
-
-def load_speech_codec(source: str | Path) -> SpeechTokenizerModel:
-    """A trained codec, float32, without gradients; ValueError if that is something else."""
-    config = AutoConfig.from_pretrained(source)
-    if not isinstance(config, SpeechTokenizerConfig):
-        raise ValueError(f"{source} holds a model of type {config.model_type!r}, allowed: a SpeechTokenizer.")
-    codec = SpeechTokenizerModel.from_pretrained(source, dtype=torch.float32)
-    return codec.eval().requires_grad_(False)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A reader never meets half a file, and a full disk leaves the old one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_files(folder: Path):
-    """Yields a temporary folder; what it holds at the end moves into `folder`; after an error nothing does."""
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder))
-    try:
-        yield temporary
-        for path in temporary.iterdir():
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def export(model: nn.Module, folder: Path) -> None:
-    """A transformers model as a `from_pretrained` folder: float16 on disk; the config says float32, so that
-    `from_pretrained` widens the weights."""
-    half = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
-    with whole_files(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=half)
-        config = json.loads((temporary / "config.json").read_text()) | {"dtype": "float32"}
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")

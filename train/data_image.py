@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from settings import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,6 +47,12 @@ def training_picture(share: float, rng: random.Random) -> Image.Image:
 
 
 def make_pictures(args: argparse.Namespace) -> None:
+    if args.count < 1:
+        raise ValueError(f"--count: got {args.count}, allowed: 1 or more.")
+    if not 0 <= args.crowded <= 1:
+        raise ValueError(f"--crowded: got {args.crowded}, allowed: 0 to 1.")
+    if args.out.is_dir():
+        raise ValueError(f"--out: {args.out} is a folder, allowed: the name of an npz file.")
     rng = random.Random(args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # better now than after the work
     made = [np.asarray(training_picture(args.crowded, rng)) for _ in range(args.count)]
@@ -56,9 +63,15 @@ def make_codes(args: argparse.Namespace) -> None:
     import torch
     from diffusers import VQModel
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    if not 1 / min(KINDS.values()) <= args.scale < float("inf"):
+        raise ValueError(
+            f"--scale: got {args.scale}, allowed: {1 / min(KINDS.values()):.4f} or more, a scene of a kind."
+        )
+    if args.threads < 1:
+        raise ValueError(f"--threads: got {args.threads}, allowed: 1 or more.")
     torch.set_num_threads(args.threads)
     codec = VQModel.from_pretrained(args.codec).eval()
+    args.out.mkdir(parents=True, exist_ok=True)
 
     def encode(captions: list[str], rng: random.Random | None) -> np.ndarray:  # uint16 [N, 64]
         codes = []
@@ -81,7 +94,7 @@ def make_codes(args: argparse.Namespace) -> None:
     save("train", captions)
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
     for name in ("pictures", "codes"):
@@ -93,9 +106,9 @@ def main() -> None:
     steps.choices["codes"].add_argument("--codec", type=Path, required=True, help="folder of the image codec")
     steps.choices["codes"].add_argument("--scale", type=float, default=1.0, help="share of the 21,000 training scenes")
     steps.choices["codes"].add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     {"pictures": make_pictures, "codes": make_codes}[args.step](args)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

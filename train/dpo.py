@@ -12,6 +12,9 @@ that someone compared.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 from recipe import (
@@ -29,6 +32,8 @@ from settings import parse, run_script
 from token_rows import load_columns
 from token_trainer import QuietTrainer, choose_checkpointing, run
 from trl import DPOConfig, DPOTrainer
+
+from processing_anygpt.rows import naming, read_schema
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -55,6 +60,11 @@ class PairsRecipe(ModelRecipe):
 class PairsConfig(TrainingDefaults, DPOConfig):
     """TRL's DPOConfig with our defaults."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta: got {self.beta}, allowed: a number above 0.")
+
 
 class PairTrainer(QuietTrainer, DPOTrainer):
     """DPOTrainer on pairs of ids."""
@@ -67,47 +77,68 @@ def open_pairs(path: str, max_length: int, vocabulary: int, cache: str | None) -
     """The pairs that fit into `max_length` ids; a cut answer would teach broken media.
 
     Raises:
-        ValueError: no files, a missing column, ids outside the vocabulary, no pair that fits.
+        ValueError: no files, a column that is missing or holds anything but lists of ids, ids outside the vocabulary,
+            no pair that fits.
     """
     files = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(path)]
     if not files or not files[0].is_file():
         raise ValueError(f"pairs: {path} is no parquet file and no folder of them.")
+    filled = []  # datasets reads no empty ones
     for file in files:
-        missing = [column for column in COLUMNS if column not in pq.read_schema(file).names]
-        if missing:
-            raise ValueError(f"pairs: {file} has no column {missing[0]!r}. Needed: {', '.join(COLUMNS)}.")
-    pairs = load_columns(files, list(COLUMNS), cache)
-
-    def fits(pair: dict) -> bool:
-        if not all(pair.values()):
-            raise ValueError(f"pairs: {path} has a prompt or an answer without ids. Leave such pairs out.")
-        if max(map(max, pair.values())) >= vocabulary:
-            raise ValueError(
-                f"pairs: {path} has ids beyond the {vocabulary} of the model. Make them with its processor."
-            )
-        return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= max_length
-
-    kept = pairs.filter(fits)
+        schema = read_schema(file)
+        for column in COLUMNS:
+            if column not in schema.names:
+                raise ValueError(f"pairs: {file} has no column {column!r}. Needed: {', '.join(COLUMNS)}.")
+            kind = schema.field(column).type
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            if not is_list or not pa.types.is_integer(kind.value_type):
+                raise ValueError(f"pairs: {column} of {file} is of type {kind}, need lists of integers.")
+        with naming(file):
+            filled += [file] if pq.read_metadata(file).num_rows else []
+    if not filled:
+        raise ValueError(f"pairs: {path} holds no pairs. Give one or more.")
+    pairs = load_columns(filled, list(COLUMNS), cache)
+    table = pairs.with_format("arrow")[:]
+    lengths = {name: count_ids(table[name], f"pairs: {name} of {path}", vocabulary) for name in COLUMNS}
+    longest = lengths["prompt_ids"] + np.maximum(lengths["chosen_ids"], lengths["rejected_ids"])
+    kept = pairs.select(np.flatnonzero(longest <= max_length))
     if not len(kept):
         raise ValueError(f"pairs: none of the {len(pairs)} pairs in {path} fits into max_length {max_length}.")
     return kept
+
+
+def count_ids(column: pa.ChunkedArray, name: str, vocabulary: int) -> np.ndarray:
+    """Lengths of lists of ids, [pairs]. ValueError if one is empty or no list of ids of this vocabulary."""
+    lengths, ids = pc.list_value_length(column), pc.list_flatten(column)
+    if lengths.null_count or ids.null_count or pc.min(lengths).as_py() == 0:
+        raise ValueError(f"{name} has a prompt or an answer without ids, or an empty id. Leave such pairs out.")
+    lowest, highest = pc.min_max(ids).as_py().values()
+    if lowest < 0 or highest >= vocabulary:
+        raise ValueError(
+            f"{name} has ids in {lowest}..{highest}, allowed are 0..{vocabulary - 1}. Make them with the model's "
+            "processor."
+        )
+    return lengths.to_numpy()
 
 
 def build(recipe: PairsRecipe, config: PairsConfig) -> tuple[PairTrainer, str | None]:
     """The trainer of a recipe, and the checkpoint to go on from. Wrong settings show here, before any training."""
     checkpoint = prepare_output(config.output_dir, recipe.resume)
     processor = load_processor(recipe.model)
-    record_settings(recipe, config, config.train_batch_size * config.world_size * config.gradient_accumulation_steps)
     model = load_model(recipe, config.seed)
-    speed_up(model, recipe, config)
     options = {"max_length": config.max_length, "vocabulary": model.config.vocab_size, "cache": recipe.data_cache}
+    pairs = open_pairs(recipe.pairs, **options)
+    heldout = open_pairs(recipe.heldout_pairs, **options) if recipe.heldout_pairs else None
+    pairs_per_step = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    record_settings(recipe, config, pairs_per_step, [Path(recipe.pairs)])
+    speed_up(model, recipe, config)
     choose_checkpointing(model, recipe, config)
     trainer = PairTrainer(
         model=model,
         ref_model=None if recipe.lora_r else load_model(recipe, config.seed),
         args=config,
-        train_dataset=open_pairs(recipe.pairs, **options),
-        eval_dataset=open_pairs(recipe.heldout_pairs, **options) if recipe.heldout_pairs else None,
+        train_dataset=pairs,
+        eval_dataset=heldout,
         processing_class=processor.tokenizer,
         peft_config=lora_config(recipe, model.config),
     )

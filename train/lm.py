@@ -3,48 +3,55 @@
   python train/lm.py train/configs/tiny_pretrain.yaml
   python train/lm.py train/configs/tiny_sft.yaml --resume_from_checkpoint runs/sft/checkpoint-500
 
-The YAML file holds the fields of `RowArguments` and of transformers' `TrainingArguments`; a key that neither knows is
-an error, and `--key value` on the command line overrides it. A batch holds rows of one task and of similar length,
-about `tokens_per_batch` ids; tasks are drawn by `mixture`. So little is padded, and the mean over a batch of
-transcripts weighs as much as the mean over a batch of speech, though a transcript is ten times shorter.
+The YAML file holds the fields of `RowArguments` and of transformers' `TrainingArguments`; the command line wins. A
+batch holds rows of one task and of similar length, about `tokens_per_batch` ids; tasks are drawn by `mixture`. So
+little is padded, and the mean over a batch of transcripts weighs as much as the mean over a batch of speech, though a
+transcript is ten times shorter.
 """
 
-import json
+import math
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
+from codec_files import read_arrays
+from settings import parse, read_yaml, run_script
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 import modeling_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
-
-IGNORED = -100
+from processing_anygpt.conversation import IGNORED
 
 
 @dataclass
 class RowArguments:
     model: str = field(metadata={"help": "folder with config.json; its weights, if any, are where training starts"})
     rows: str = field(metadata={"help": "folder with TASK_train.npz and, where there is one, TASK_heldout.npz"})
-    mixture: dict | str = field(metadata={"help": "share of the batches for each task, for example {asr: 2, tts: 3}"})
+    mixture: str = field(metadata={"help": "share of the batches for each task, for example {asr: 2, tts: 3}"})
     tokens_per_batch: int = 4096
     heldout_rows: int = field(default=64, metadata={"help": "rows of each task's held-out file to evaluate on"})
     compile: bool = field(default=False, metadata={"help": "the backbone by torch.compile: a fifth faster on a CPU"})
     attn_implementation: str = field(default="sdpa", metadata={"help": "eager is the fastest with --bf16 on a CPU"})
+
+    def __post_init__(self):
+        self.mixture = read_yaml(self.mixture, "mixture")
+        shares = self.mixture.values() if isinstance(self.mixture, dict) else [None]
+        if not shares or not all(isinstance(share, int | float) and 0 < share < math.inf for share in shares):
+            raise ValueError(f"mixture: got {self.mixture}, allowed: {{TASK: SHARE, ...}}, shares above 0.")
+        for key in ("tokens_per_batch", "heldout_rows"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: got {getattr(self, key)}, allowed: 1 or more.")
 
 
 class TaskRows:
     """The rows of one task."""
 
     def __init__(self, path: Path):
-        data = np.load(path)
-        self.ids, self.offsets = data["ids"], data["offsets"]
-        self.labelled = np.unpackbits(data["labelled"], count=len(self.ids)).astype(bool)
+        self.ids, self.offsets, labelled = read_arrays(path, "ids", "offsets", "labelled")
+        self.labelled = np.unpackbits(labelled, count=len(self.ids)).astype(bool)
         self.lengths = np.diff(self.offsets)
 
     def batch(self, rows) -> dict[str, torch.Tensor]:
@@ -137,16 +144,6 @@ def the_only(batch: list):
     return item
 
 
-def parse(argv: list[str]) -> tuple[RowArguments, TrainingArguments]:
-    parser = HfArgumentParser((RowArguments, TrainingArguments))
-    if not argv or argv[0].startswith("-"):
-        return parser.parse_args_into_dataclasses(argv)
-    settings = yaml.safe_load(Path(argv[0]).read_text())
-    overrides = dict(zip([key.removeprefix("--") for key in argv[1::2]], argv[2::2], strict=True))
-    settings |= {key: yaml.safe_load(value) for key, value in overrides.items()}
-    return parser.parse_dict(settings, allow_extra_keys=False)
-
-
 def load(folder: str, attention: str, seed: int):
     if list(Path(folder).glob("*.safetensors")):
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
@@ -154,18 +151,22 @@ def load(folder: str, attention: str, seed: int):
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=attention)
 
 
-def main():
-    rows, training = parse(sys.argv[1:])
-    mixture = json.loads(rows.mixture) if isinstance(rows.mixture, str) else rows.mixture
+def main(words: list[str]) -> None:
+    rows, training = parse((RowArguments, TrainingArguments), words, __doc__)
+    if training.max_steps < 1:
+        raise ValueError(f"max_steps: got {training.max_steps}, allowed: 1 or more. A mixture has no end of its own.")
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(training, key) != 1:
+            raise ValueError(f"{key}: got {getattr(training, key)}, allowed: 1; use tokens_per_batch.")
     folder = Path(rows.rows)
+    train = Batches(folder, rows.mixture, training.max_steps, rows.tokens_per_batch, training.seed)
+    heldout = {task: folder / f"{task}_heldout.npz" for task in rows.mixture}
+    heldout = {task: HeldOut(path, rows.heldout_rows) for task, path in heldout.items() if path.is_file()}
     model = load(rows.model, rows.attn_implementation, training.seed)
     model.config.text_config.use_cache = False
     if rows.compile:
         model.get_decoder().compile(dynamic=True)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    train = Batches(folder, mixture, training.max_steps, rows.tokens_per_batch, training.seed)
-    heldout = {task: folder / f"{task}_heldout.npz" for task in mixture}
-    heldout = {task: HeldOut(path, rows.heldout_rows) for task, path in heldout.items() if path.is_file()}
     trainer = RowTrainer(model=model, args=training, train_dataset=train, eval_dataset=heldout, data_collator=the_only)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     model.config.text_config.use_cache = True
@@ -174,4 +175,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

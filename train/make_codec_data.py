@@ -39,15 +39,19 @@ PHONES = (
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10, help="per voice")
+    parser.add_argument("--minutes", type=float, default=10, help="per voice (default: 10)")
     parser.add_argument("--voices", nargs="*", default=voices.TRAINING_VOICES, help="of processing_anygpt.tiny_world")
     parser.add_argument("--asterisk", type=Path, help="folder of g722 prompts, searched with its subfolders")
     parser.add_argument("--recordings", type=Path, help="folder of wav, flac, ogg, mp3, with its subfolders")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(words)
-    args.out.mkdir(parents=True, exist_ok=True)
-
+    if not 0 <= args.minutes < float("inf"):
+        raise ValueError(f"--minutes: got {args.minutes}, allowed: 0 or more.")
+    if not args.minutes and not args.asterisk and not args.recordings:
+        raise ValueError("--minutes: got 0, which makes nothing. Give --asterisk or --recordings, or some minutes.")
+    if args.workers < 1:
+        raise ValueError(f"--workers: got {args.workers}, allowed: 1 or more.")
     shards = int(-(-args.minutes * 60 // SHARD_SECONDS))
     jobs = [
         (voice, f"{args.seed}-{i}", args.minutes * 60 / shards, args.out)
@@ -56,6 +60,7 @@ def main(words: list[str]) -> None:
     ]
     prompts = found(args.asterisk, (".g722",), "apt-get install asterisk-core-sounds-en-g722")
     recordings = found(args.recordings, RECORDINGS, "give the folder that holds them")
+    args.out.mkdir(parents=True, exist_ok=True)
     # Not multiprocessing's Pool: if a worker crashes, that waits for ever.
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         for line in pool.map(make_shard, jobs):

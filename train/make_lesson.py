@@ -23,14 +23,15 @@ Recordings that are there already are kept. Needs flite, hibari-tts, joe-us-pipe
 import argparse
 import json
 import random
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from make_music_data import check_sound_font
 from make_tiny_data import description, instruction, turn
+from settings import run_script
 
 from processing_anygpt.rows import write_whole
 from processing_anygpt.tiny_world import language, lesson, pictures, tunes, voices
@@ -51,15 +52,19 @@ PROMPTS = 100  # seconds of each voice to speak after: of a dozen the new voice 
 SAMPLES = 4  # of three seconds, to examine with
 
 
-def main():
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sound-font", default="/usr/share/sounds/sf2/TimGM6mb.sf2")
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts, for a trial: above 0, at most 1")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if not 0 < args.scale <= 1:
         raise ValueError(f"--scale: got {args.scale}, allowed: above 0, at most 1.")
+    check_sound_font(args.sound_font)
+    for voice in (*voices.TRAINING_VOICES, lesson.VOICE):
+        if not voices.is_installed(voice):
+            raise ValueError(f"The voice {voice} is not installed. CONTRIBUTING.md says what it needs.")
     with lesson.enlarged():
         make(args.out, args.sound_font, args.scale, args.seed)
 
@@ -291,8 +296,4 @@ def write_lines(path: Path, records: Iterable[dict]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"make_lesson.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

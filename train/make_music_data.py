@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from settings import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
@@ -27,8 +28,6 @@ from processing_anygpt.rows import write_npz, write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
 
 CLIPS_PER_FILE = 300
-
-
 HELD_OUT_CLIPS = 200
 
 
@@ -52,6 +51,7 @@ def other_tune(rng: random.Random) -> str:
 
 
 def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
     for first in range(0, args.clips, CLIPS_PER_FILE):
         count = min(CLIPS_PER_FILE, args.clips - first)
         clips = np.stack([render_clip(rng, args.sound_font)[0] for _ in range(count)])
@@ -64,11 +64,13 @@ def write_clips(args: argparse.Namespace, rng: random.Random) -> None:
 
 def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
     import torch
+    from codec_files import load_codec
 
     from modeling_anygpt.codecs.spectral import SpectralCodecModel
 
     torch.set_num_threads(1)
-    codec = SpectralCodecModel.from_pretrained(args.codec).eval()
+    codec = load_codec(SpectralCodecModel, args.codec)
+    args.out.mkdir(parents=True, exist_ok=True)
     in_c = tunes.TONICS[0]
     for name, held_out, kinds in (
         ("heldout", True, [(None, False)] * HELD_OUT_CLIPS),
@@ -96,7 +98,15 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
         )
 
 
-def main() -> None:
+def check_sound_font(path: str) -> None:
+    """Before any work: ValueError, OSError or ImportError if no tune can be played with this sound font."""
+    try:
+        tunes.render([], "piano", path)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is no sound font. Give the path of a General MIDI .sf2 file.") from error
+
+
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sound-font", required=True)
     parser.add_argument("--clips", type=int, default=2400)
@@ -105,12 +115,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--codec", help="folder of a music codec: write its codes instead of clips")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args(words)
+    for name, least in (("clips", 1), ("clips_in_c", 0), ("clips_on_others", 0)):
+        if getattr(args, name) < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: got {getattr(args, name)}, allowed: {least} or more.")
+    if not args.codec and (args.clips_in_c or args.clips_on_others):
+        raise ValueError("--clips-in-c and --clips-on-others go with --codec: a codec learns from --clips.")
+    check_sound_font(args.sound_font)
     write = write_codes if args.codec else write_clips
     write(args, random.Random(args.seed))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

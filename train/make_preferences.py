@@ -13,6 +13,7 @@ or that have fewer than two scored replies, are left out and counted.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +22,12 @@ import torch
 from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
 
+from processing_anygpt.preparation import copy_messages
 from processing_anygpt.rows import write_whole
 from processing_anygpt.vocabulary import find_modality
+
+# What `pair` needs of a line of replies.jsonl.
+REPLY = {"id": str, "prompt": int, "prompt_ids": list, "ids": list | None}
 
 
 def main(words: list[str]) -> None:
@@ -45,8 +50,12 @@ def main(words: list[str]) -> None:
     if args.step == "pair":
         pair(args.out, args.scores, args.margin)
         return
-    if args.samples < 2 or not args.temperature > 0:
-        raise ValueError(f"Got {args.samples} samples at temperature {args.temperature}, need 2 or more, above 0.")
+    if args.samples < 2:
+        raise ValueError(f"--samples: got {args.samples}, need 2 or more to compare.")
+    if not 0.01 <= args.temperature <= 100:  # beyond, the scores overflow
+        raise ValueError(f"--temperature: got {args.temperature}, allowed are 0.01 to 100.")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens: got {args.max_new_tokens}, allowed are 1 and more.")
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"{args.out} is not empty. Give the name of a new folder.")
     sample(args)
@@ -56,14 +65,12 @@ def sample(args: argparse.Namespace) -> None:
     processor = load_processor(args.model)
     if args.to != "text":
         find_modality(processor.specs, args.to)
-    prompts = [messages_of(line, args.prompts) for line in read_lines(args.prompts)]
+    prompts = [read_prompt(line, place, args.samples, processor) for place, line in read_lines(args.prompts)]
     model = load_model(ModelRecipe(model=args.model), args.seed).eval()
     (args.out / "media").mkdir(parents=True, exist_ok=True)
     replies = []
-    for number, messages in enumerate(prompts):
+    for number, prompt in enumerate(prompts):
         torch.manual_seed(args.seed + number)  # whatever the other prompts are
-        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        prompt = processor.apply_chat_template([messages] * args.samples, **options)
         wanted = {"output_modalities": (args.to,), "required_modalities": () if args.to == "text" else (args.to,)}
         with torch.inference_mode():
             output = model.generate(
@@ -96,13 +103,13 @@ def save(parts: list, args: argparse.Namespace, name: str) -> dict:
 
 
 def pair(out: Path, scores: Path, margin: float) -> None:
-    replies = {reply["id"]: reply for reply in read_lines(out / "replies.jsonl")}
+    if not 0 <= margin < float("inf"):
+        raise ValueError(f"--margin: got {margin}, allowed are 0 and more.")
+    replies = read_replies(out / "replies.jsonl")
     rated: dict[int, list[tuple[float, str]]] = {reply["prompt"]: [] for reply in replies.values()}
-    for line in read_lines(scores):
-        if line.get("id") not in replies or not isinstance(line.get("score"), int | float):
-            raise ValueError(f"{scores}: got {json.dumps(line)}, need an id of {out}/replies.jsonl and a score.")
-        if replies[line["id"]]["ids"]:
-            rated[replies[line["id"]]["prompt"]].append((line["score"], line["id"]))
+    for name, score in read_scores(scores, replies).items():
+        if replies[name]["ids"]:
+            rated[replies[name]["prompt"]].append((score, name))
     pairs = []
     for found in rated.values():
         if len(found) > 1 and (best := max(found))[0] - (worst := min(found))[0] > 0 and best[0] - worst[0] >= margin:
@@ -116,22 +123,66 @@ def pair(out: Path, scores: Path, margin: float) -> None:
     print(f"{out / 'pairs.parquet'}: {len(pairs)} pairs, {len(rated) - len(pairs)} prompts left out")
 
 
-def messages_of(line: dict, path: Path) -> list[dict]:
+def read_replies(path: Path) -> dict[str, dict]:
+    """The replies that `sample` wrote, by id."""
+    replies: dict[str, dict] = {}
+    for place, line in read_lines(path):
+        wrong = [key for key, kind in REPLY.items() if key not in line or not isinstance(line[key], kind)]
+        if wrong:
+            got = f"{line[wrong[0]]!r:.40}" if wrong[0] in line else "none"
+            raise ValueError(f"{place}: got {got} for {wrong[0]!r}. Give the file as `sample` wrote it.")
+        if line["id"] in replies:
+            raise ValueError(f"{place}: the id {line['id']!r} is there twice. Give the file as `sample` wrote it.")
+        replies[line["id"]] = line
+    return replies
+
+
+def read_scores(path: Path, replies: dict[str, dict]) -> dict[str, float]:
+    """{id: score}, one of a reply: with two, it could be the best and the worst of its prompt."""
+    scores: dict[str, float] = {}
+    for place, line in read_lines(path):
+        name, score = line.get("id"), line.get("score")
+        if not isinstance(name, str) or name not in replies:
+            raise ValueError(f"{place}: got the id {name!r:.40}, need an id of replies.jsonl.")
+        if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:  # NaN is not
+            raise ValueError(f"{place}: got the score {score!r:.40}, need a finite number.")
+        if name in scores:
+            raise ValueError(f"{place}: a second score of {name!r}. Give one for each reply, such as the mean.")
+        scores[name] = score
+    return scores
+
+
+def read_prompt(line: dict, place: str, samples: int, processor) -> dict:
+    """A line of prompts as the model takes it, `[samples, L]`."""
     if isinstance(line.get("text"), str):
-        return [{"role": "user", "content": line["text"]}]
-    if not isinstance(line.get("messages"), list):
-        raise ValueError(f"{path}: got a line with {', '.join(line) or 'nothing'}, need messages, or text.")
-    return line["messages"]
-
-
-def read_lines(path: Path) -> list[dict]:
+        messages: list[dict] = [{"role": "user", "content": line["text"]}]
+    elif "messages" in line:
+        messages = line["messages"]
+    else:
+        raise ValueError(f"{place}: got {', '.join(line) or 'nothing'}, need messages, or text.")
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON lines: {error}.") from error
-    if not lines or not all(isinstance(line, dict) for line in lines):
-        raise ValueError(f"{path}: need a JSON object in each line, and one line or more.")
-    return lines
+        return processor.apply_chat_template([copy_messages(messages)] * samples, **options)
+    except (ValueError, OSError, TypeError) as error:  # TypeError: a sampling rate that is no number
+        raise ValueError(f"{place}: {error}") from error
+
+
+def read_lines(path: Path) -> list[tuple[str, dict]]:
+    """(where it is, object) of every line of a .jsonl file; ValueError if there is none, or anything else."""
+    found = []
+    for number, text in enumerate(path.read_bytes().split(b"\n"), 1):  # strings may hold other ends of a line
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number} is no JSON: {error}.") from error
+        if not isinstance(line, dict):
+            raise ValueError(f"{path}:{number}: got JSON of type {type(line).__name__}, need an object.")
+        found.append((f"{path}:{number}", line))
+    if not found:
+        raise ValueError(f"{path} has no lines. Give one or more.")
+    return found
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from settings import run_script
 
 from processing_anygpt.rows import write_npz, write_whole
 from processing_anygpt.tiny_world import language, voices
@@ -43,7 +44,7 @@ HELD_OUT_RULES = (
 DIGITS = language.RULES["digit"]
 
 
-def main():
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=5.3, help="of unperturbed training speech")
@@ -58,7 +59,14 @@ def main():
         nargs="*",
         default=["train", "words", "heldout", "digits"],
     )
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    if not 0 < args.hours < float("inf"):
+        raise ValueError(f"--hours: got {args.hours}, allowed: above 0.")
+    if args.heard_rounds < 0 or args.workers < 1:
+        got = f"--heard-rounds: got {args.heard_rounds}, --workers: got {args.workers}"
+        raise ValueError(f"{got}, allowed: 0 or more rounds and 1 or more workers.")
+    digits = human_digits(args.asterisk, 40, f"{args.seed}-digits") if "digits" in args.only else []
+    load_codec(args.codec)  # better now than after some minutes of speech
     (args.out / "parts").mkdir(parents=True, exist_ok=True)
 
     rounds = max(1, round(args.hours * 3600 / PART_SECONDS / len(voices.TRAINING_VOICES)))
@@ -79,7 +87,7 @@ def main():
         save_with_audio(args.out / "codes_heldout", spoken, args.codec)
 
     if "digits" in args.only:
-        save_with_audio(args.out / "human_digits", human_digits(args.asterisk, 40, f"{args.seed}-digits"), args.codec)
+        save_with_audio(args.out / "human_digits", digits, args.codec)
 
 
 def speak_parts(path: Path, jobs: list, workers: int) -> None:
@@ -131,10 +139,12 @@ def as_of_a_stranger(wave: np.ndarray, rng: random.Random) -> tuple[np.ndarray, 
     return (wave * (voices.PEAK / np.abs(wave).max())).astype(np.float32), factor
 
 
-def load_codec(folder):
+def load_codec(folder: str):
+    import codec_files
+
     from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerModel
 
-    return SpeechTokenizerModel.from_pretrained(folder).eval()
+    return codec_files.load_codec(SpeechTokenizerModel, folder)
 
 
 @torch.no_grad()
@@ -192,4 +202,4 @@ def offsets(arrays) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,15 +19,14 @@ from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
-import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from codec_files import read_arrays
+from settings import run_script
 from transformers import PreTrainedTokenizerFast
 
-from modeling_anygpt import AnyGPTConfig, ModalitySpec
+from modeling_anygpt import AnyGPTConfig
 from processing_anygpt.conversation import render
 from processing_anygpt.rows import write_npz
 from processing_anygpt.tiny_world import language, pictures, tunes, voices
-from processing_anygpt.vocabulary import add_modality_tokens
 
 LISTENED = 10  # of so many tunes in C one is described
 UNEVEN = 2.5  # times as often as on average, or as rarely, at most
@@ -35,7 +34,7 @@ ALIKE = 8  # speech codes that a code may be taken for
 VOICE_FRAMES = 50  # speech frames of a voice prompt in the language model's context: 1 s
 
 
-def main():
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["model", "rows", "chat"])
     parser.add_argument("--out", type=Path, required=True)
@@ -45,10 +44,13 @@ def main():
     parser.add_argument("--music", type=Path)
     parser.add_argument("--codecs", type=Path, default=Path("modeling_anygpt/pretrained/anygpt_tiny"))
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.step == "model":
+        from tiny_start import make_model_folder
+
         make_model_folder(args.config, args.out / "model", args.codecs)
         return
+    check_sources(args)
     rows = Rows(args.out)
     for split in ("train", "heldout"):
         rng = random.Random(f"{args.step}-{args.seed}-{split}")
@@ -60,43 +62,21 @@ def main():
             chat_rows(rows, args, split, rng)
 
 
-# ---------------------------------------------------------------- tokenizer and configuration
-
-
-def make_model_folder(recipe: Path, folder: Path, codecs: Path):
-    recipe = yaml.safe_load(recipe.read_text())
-    tokenizer = text_tokenizer(recipe["text_vocabulary"])
-    modalities = add_modality_tokens(tokenizer, [ModalitySpec(**row) for row in recipe["modalities"]])
-    text_config = recipe["text_config"] | {"vocab_size": len(tokenizer)}
-    config = AnyGPTConfig(text_config=text_config, modalities=modalities)
-    config.assign_token_ids(tokenizer)
-    from codebook_init import initialise
-
-    initialise(config, codecs).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    print(f"{folder}: {len(tokenizer)} tokens")
-
-
-def text_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the tiny world's sentences; `<pad>` is 0."""
-    rng = random.Random(0)
-    texts = [language.sample_spoken(rng) for _ in range(4000)]
-    texts += [
-        " " + i.format(text=language.expand("picture", rng)) for i in sum(language.INSTRUCTIONS.values(), [])
-    ] * 9
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>"], initial_alphabet=sorted(alphabet))
-    backend.train_from_iterator(texts + [" " + text for text in texts], trainer)
-    missing = size - backend.get_vocab_size()
-    if missing:
-        print(f"the sentences fill {size - missing} of {size} text tokens")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+def check_sources(args: argparse.Namespace) -> None:
+    """Before any row is made: ValueError or OSError if a step lacks its codes."""
+    needed = {"speech": args.speech, "images": args.images, "music": args.music}
+    if args.step == "chat":
+        needed.pop("images")  # it draws its own
+    given = [folder for folder in needed.values() if folder]
+    if not given or args.step == "chat" and len(given) < len(needed):
+        some = " or ".join(f"--{name}" for name in needed) if args.step == "rows" else "--speech and --music"
+        raise ValueError(f"The step {args.step!r} needs {some}: folders of codes_train.npz and codes_heldout.npz.")
+    paths = [folder / f"codes_{split}.npz" for folder in given for split in ("train", "heldout")]
+    if args.step == "rows" and args.speech:
+        paths.append(args.speech / "codes_words.npz")
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"No {path}. The script that makes it is named in the Makefile, under tiny-data.")
 
 
 # ---------------------------------------------------------------- rows
@@ -106,10 +86,12 @@ class Rows:
     """Renders conversations with the model folder's tokenizer and writes them task by task."""
 
     def __init__(self, out: Path):
+        if not (out / "model/config.json").is_file():
+            raise ValueError(f"No model in {out / 'model'}: make_tiny_data.py model --out {out} makes it.")
         self.folder = out / "rows"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model")
         self.modalities = AnyGPTConfig.from_pretrained(out / "model").modalities
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, task: str, split: str, conversations, learned_after: str | None = None):
         """`conversations`: iterable of message lists -> TASK_SPLIT.npz. Of a row, what follows the token
@@ -147,9 +129,8 @@ def instruction(source: str, target: str, rng: random.Random, text: str = "") ->
 
 def load_speech(folder: Path, split: str) -> list[tuple[str, str, np.ndarray]]:
     """[(text, voice, level-1 codes [T])]"""
-    data = np.load(folder / f"codes_{split}.npz")
-    level1 = np.split(data["codes"][0], data["offsets"][1:-1])
-    return list(zip(data["text"].tolist(), data["voice"].tolist(), level1, strict=True))
+    codes, starts, texts, names = read_arrays(folder / f"codes_{split}.npz", "codes", "offsets", "text", "voice")
+    return list(zip(texts.tolist(), names.tolist(), np.split(codes[0], starts[1:-1]), strict=True))
 
 
 def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[str, np.ndarray]]:
@@ -159,13 +140,16 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
     pictures without jitter, tunes in C. What varies can be seen past, but it hides from a painter what was asked for.
     Of those tunes few are listened to: who mostly hears C hears other keys wrong.
     """
-    data = np.load(folder / f"codes_{split}.npz")
-    codes = data["neat"] if to_make and "neat" in data else data["codes"]
+    path = folder / f"codes_{split}.npz"
+    codes, captions = read_arrays(path, "codes", "caption")
+    data = np.load(path)
+    if to_make and "neat" in data:
+        codes = data["neat"]
     chosen = np.full(len(codes), True)
     if "tonic" in data:
         in_c = data["tonic"] == tunes.TONICS[0]
         chosen = in_c if to_make else ~in_c | (np.arange(len(codes)) % LISTENED == 0)
-    return list(zip(data["caption"][chosen].tolist(), codes[chosen], strict=True))
+    return list(zip(captions[chosen].tolist(), codes[chosen], strict=True))
 
 
 def balanced(items: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
@@ -336,4 +320,4 @@ def speak_turn(text, voice, codes, by_voice, rng) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

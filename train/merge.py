@@ -11,12 +11,15 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from recipe import ModelRecipe, load_model, load_processor
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from settings import run_script
 
 from serving_anygpt.requests import GENERAL_INSTRUCTIONS, PROMPTS_FILE, instructions_of, write_prompts
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @contextmanager
@@ -50,7 +53,13 @@ def refuse_existing(folder: Path) -> None:
 
 
 def save_whole(model, processor, out: Path, base: str) -> None:
-    """A complete checkpoint in `out`, or nothing. It is asked in the words that `base` is asked in."""
+    """A complete checkpoint in `out`, or nothing. It is asked in the words that `base` is asked in.
+
+    Raises ValueError if a weight is no number: of a training that went wrong.
+    """
+    broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"{broken[0]} ({len(broken)} such) holds NaN or infinity; {out} was not written. Train anew.")
     wording = instructions_of(base)
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
@@ -65,18 +74,23 @@ def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
     model = load_model(ModelRecipe(model=base, dtype=dtype), seed=0)
     try:
         model = PeftModel.from_pretrained(model, adapter)
-    except (
-        RuntimeError,
-        KeyError,
-        ValueError,
-        OSError,
-        SafetensorError,
-    ) as error:  # what unfit and damaged files raise
+        check_keys(model, Path(adapter) / WEIGHTS)
+    except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:  # of damaged files, too
         first = str(error).strip().splitlines()[0]
         raise ValueError(
             f"The adapter {adapter} does not fit {base}: {first} Give the --base it was trained on."
         ) from error
     save_whole(model.merge_and_unload(), processor, out, base)
+
+
+def check_keys(model: PeftModel, file: Path) -> None:
+    """PEFT warns of weights that it found no place for, or no weights for, and goes on; here that is a ValueError."""
+    with safe_open(file, framework="pt") as weights:
+        found = set(weights.keys())
+    wrong = sorted(found ^ set(get_peft_model_state_dict(model)))
+    if wrong:
+        where = "has no place in the model" if wrong[0] in found else "is missing from the adapter"
+        raise ValueError(f"{wrong[0]} {where} ({len(wrong)} such in all).")
 
 
 def save_model(trainer, recipe: ModelRecipe) -> None:
@@ -125,10 +139,13 @@ def main(words: list[str]):
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(words)
     refuse_existing(args.out)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in ("adapter_config.json", WEIGHTS):
         if not (Path(args.adapter) / name).is_file():
             raise ValueError(f"{args.adapter} is no adapter: it has no {name}.")
-    base = args.base or PeftConfig.from_pretrained(args.adapter).base_model_name_or_path
+    try:
+        base = args.base or PeftConfig.from_pretrained(args.adapter).base_model_name_or_path
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{args.adapter}/adapter_config.json is no configuration of PEFT's: {error}") from error
     merge(base, args.adapter, args.out, args.dtype)
     print(f"saved {args.out}")
 

@@ -18,6 +18,8 @@ from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
 from transformers import PreTrainedModel
 
+from processing_anygpt.rows import vocabulary_fingerprint
+
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,17 +31,20 @@ def main(words: list[str]) -> None:
     refuse_existing(args.out)
     if not 0 <= args.share <= 1 or (args.share < 1) != (args.base is not None):
         raise ValueError(f"Got --share {args.share} and --base {args.base}. A share of 0 to below 1 goes with a base.")
-    processor = load_processor(args.models[0])
     paths = [*args.models, *([args.base] if args.base else [])]
+    processors = [load_processor(path) for path in paths]
     loaded = [load_model(ModelRecipe(model=path), seed=0) for path in paths]
-    for path, model in zip(paths, loaded, strict=True):
+    vocabularies = [vocabulary_fingerprint(processor.tokenizer) for processor in processors]
+    for path, model, vocabulary in zip(paths, loaded, vocabularies, strict=True):
         if shapes(model) != shapes(loaded[0]):
             raise ValueError(f"{path} has other weights than {paths[0]}. Only checkpoints of one shape can be mixed.")
+        if vocabulary != vocabularies[0] or model.config.modalities != loaded[0].config.modalities:
+            raise ValueError(f"{path} has other ids than {paths[0]}. Only checkpoints of one vocabulary can be mixed.")
     base = loaded.pop() if args.base else None
     mixed = mean_of(loaded)
     if base is not None:
         go_back(mixed, base, args.share)
-    save_whole(mixed, processor, args.out, args.models[0])
+    save_whole(mixed, processors[0], args.out, args.models[0])
     print(f"saved {args.out}")
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import modeling_anygpt
 from processing_anygpt import preparation, rows, sources, workers
 from processing_anygpt.instructions import load_instructions
+from processing_anygpt.media import MAX_SECONDS
 from processing_anygpt.vocabulary import find_modality
 
 TINY = Path(modeling_anygpt.__file__).parent / "pretrained" / "anygpt_tiny"
@@ -64,11 +65,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--address", help="of a Ray cluster (default: this machine)")
     add("--json", action="store_true", help="the result as a JSON object, no progress")
     args = parser.parse_args(argv)
-    lowest = {"rows_per_shard": 1, "workers": 0, "max_tokens": 2}
-    lowest |= {"pad_seconds": 0, "voice_seconds": 0, "gpus_per_worker": 0}
-    for name, low in lowest.items():
-        if getattr(args, name) is not None and not low <= getattr(args, name) < float("inf"):
-            parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)}, allowed are {low} and more")
+    allowed = {"rows_per_shard": (1, None), "workers": (0, None), "max_tokens": (2, None)}
+    allowed |= {"pad_seconds": (0, MAX_SECONDS), "voice_seconds": (0, MAX_SECONDS), "gpus_per_worker": (0, None)}
+    for name, (low, high) in allowed.items():
+        given = getattr(args, name)
+        if given is not None and not (low <= given < float("inf") and (high is None or given <= high)):
+            limits = f"{low} and more" if high is None else f"{low} to {high:g}"
+            parser.error(f"argument --{name.replace('_', '-')}: {given}, allowed are {limits}")
     if args.read_back is not None and not args.read_back.strip():
         parser.error("argument --read-back: got no words. Give some, or leave it out")
     return args

@@ -6,6 +6,7 @@ import shutil
 import sysconfig
 import tempfile
 from dataclasses import dataclass, field
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,13 +16,14 @@ import transformers
 import yaml
 from peft import LoraConfig
 from safetensors import SafetensorError
+from settings import read_yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 import processing_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
 from modeling_anygpt import AnyGPTConfig
-from processing_anygpt.rows import write_whole
+from processing_anygpt.rows import fingerprint, write_whole
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 ATTENTIONS = ("sdpa", "eager", row_attention.NAME, "flex_attention", *FLASH)
@@ -46,10 +48,19 @@ OWNED = {
     "remove_unused_columns": "the columns are known",
     "completion_only_loss": "use learn",
     "assistant_only_loss": "use learn",
+    "fsdp": "use accelerate launch --config_file train/configs/accelerate_fsdp2.yaml",
+    "fsdp_config": "use accelerate launch --config_file train/configs/accelerate_fsdp2.yaml",
+    "deepspeed": "use accelerate launch --config_file train/configs/accelerate_zero3.yaml",
 }
 
-# Keys that don't change what is learned.
-NEUTRAL = ("resume", "export_dtype", "data_cache", "heldout", "heldout_rows", "checkpointing")
+# Keys of a recipe that don't change what is learned, and keys of the TRL configs that do.
+NEUTRAL = ("resume", "export_dtype", "data_cache", "heldout", "heldout_rows", "heldout_pairs", "checkpointing")
+DECISIVE = (
+    "seed", "max_length", "max_steps", "pad_to_multiple_of", "bf16", "fp16", "optim", "optim_args", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "loss_type",
+    "beta", "label_smoothing", "loss_weights", "use_weighting", "ld_alpha", "f_divergence_type", "sync_ref_model",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -133,6 +144,7 @@ class TrainingDefaults:
     per_device_train_batch_size: int = 1
     per_device_eval_batch_size: int = 1
     bf16: bool = field(default=False, metadata={"help": "autocast to bfloat16"})
+    logging_nan_inf_filter: bool = False  # it would log a loss of 0
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
@@ -147,6 +159,9 @@ class TrainingDefaults:
                 raise ValueError(f"report_to: {name} is not installed. pip install {name}, or leave report_to out.")
         if self.max_steps < 1:
             raise ValueError("max_steps is missing: how many steps to train. A mixture has no end of its own.")
+        for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: got {getattr(self, key)}, allowed: 1 or more.")
         super().__post_init__()
         padding = self.pad_to_multiple_of  # a number only now: TRL takes a string too
         if padding is not None and padding < 1:
@@ -159,6 +174,8 @@ def default_of(f: dataclasses.Field):
 
 def load_processor(folder: str):
     """The processor of a checkpoint folder. Raises ValueError if there is none."""
+    if not isinstance(folder, str):
+        raise ValueError(f"Got {folder!r} for a checkpoint, need the name of a folder.")
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
             f"{folder} is no checkpoint: it has no config.json. Give a local folder (`hf download NAME --local-dir "
@@ -258,7 +275,8 @@ def prepare_output(folder: str, resume: bool) -> str | None:
             probe.write(b"\0")
     except OSError as error:
         raise ValueError(f"output_dir {folder} can't be written: {error.strerror}.") from error
-    found = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda state: int(state.parent.name[11:]))
+    states = [state for state in path.glob("checkpoint-*/trainer_state.json") if state.parent.name[11:].isdigit()]
+    found = sorted(states, key=lambda state: int(state.parent.name[11:]))
     if resume and not found:
         raise ValueError(f"resume: {folder} holds no complete checkpoint. Start without --resume.")
     if not resume and (found or (path / "model").exists()):
@@ -266,13 +284,27 @@ def prepare_output(folder: str, resume: bool) -> str | None:
     return str(found[-1].parent) if resume else None
 
 
-def record_settings(recipe: ModelRecipe, config, rows_per_step: int) -> None:
-    """Writes output_dir/settings.yaml; on resuming, refuses settings that would change what the next step sees."""
+def record_settings(recipe: ModelRecipe, config, rows_per_step: int, data: list[Path]) -> None:
+    """Writes output_dir/settings.yaml; on resuming, refuses settings that would change what the next step sees.
+
+    Args:
+        data: what is trained on: parquet files, or folders of rows, of which the manifest says all.
+    """
     decisive = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NEUTRAL}
-    decisive |= {"seed": config.seed, "max_length": config.max_length, "rows_per_step": rows_per_step}
+    for key in DECISIVE:
+        if hasattr(config, key):
+            value = getattr(config, key)
+            decisive[key] = value.value if isinstance(value, Enum) else value
+    if decisive["lr_scheduler_type"].startswith("constant"):
+        del decisive["max_steps"]  # more of them change no step before
+    manifests = [path / "manifest.json" for path in data if (path / "manifest.json").is_file()]
+    files = manifests or [file for path in data for file in (sorted(path.glob("*.parquet")) or [path])]
+    decisive |= {"rows_per_step": rows_per_step, "data": fingerprint(files)}
     path = Path(config.output_dir) / "settings.yaml"
     if recipe.resume and path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        if not isinstance(before, dict):
+            raise ValueError(f"resume: {path} holds no settings. Start in another output_dir.")
         for key, value in decisive.items():
             if before.get(key, value) != value:
                 raise ValueError(

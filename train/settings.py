@@ -47,12 +47,33 @@ def parse(classes: Sequence[type], argv: Sequence[str], doc: str | None = None) 
     return tuple(instances)
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key stands twice: the first of two sources of one name would silently be none."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, name: str):
+    """What a text of YAML holds. Raises ValueError, with `name`, if it is none or a key stands twice."""
+    try:
+        return yaml.load(text, UniqueKeys)  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise ValueError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+
+
 def as_arguments(path: Path, keys: Sequence[str]) -> list[str]:
     """The YAML file as words of a command line; keys without a value are left at their default."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    settings = read_yaml(text, str(path))
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {type(settings).__name__}, allowed: lines of `key: value`.")
     words: list[str] = []
@@ -62,7 +83,7 @@ def as_arguments(path: Path, keys: Sequence[str]) -> list[str]:
         if isinstance(value, list):
             words += [f"--{key}", *map(str, value)]
         elif value is not None:
-            words.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+            words.append(f"--{key}={json.dumps(value, default=str) if isinstance(value, dict) else value}")
     return words
 
 

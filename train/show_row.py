@@ -5,7 +5,6 @@ are shortened unless --all. Rows are counted from 0; --task and --source pick am
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from settings import run_script
 
 import modeling_anygpt
 from processing_anygpt import rows
 from processing_anygpt.conversation import CONTROL_TOKENS, IGNORED
 from processing_anygpt.preparation import load_checkpoint
+from processing_anygpt.vocabulary import code_ids
 
 TINY = Path(modeling_anygpt.__file__).parent / "pretrained" / "anygpt_tiny"
 PALETTE = ("green", "cyan", "magenta", "yellow", "blue")  # modalities in the order of the table
@@ -28,9 +29,7 @@ def colour_of(tokenizer: Any, modalities: Sequence[Any]) -> dict[int, str]:
     """Id -> colour: that of its modality, red for control tokens; ids of text have none."""
     colours = dict.fromkeys(tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)), "red")
     for spec, colour in zip(modalities, PALETTE * len(modalities), strict=False):
-        first = spec.first_code_id
-        codes = range(first, first + spec.codebook_size * spec.num_codebooks)
-        colours |= dict.fromkeys([spec.start_token_id, spec.end_token_id, *codes], colour)
+        colours |= dict.fromkeys([spec.start_token_id, spec.end_token_id, *code_ids(spec)], colour)
     return colours
 
 
@@ -53,7 +52,7 @@ def render(row: dict, tokenizer: Any, modalities: Sequence[Any], everything: boo
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, help="folder made by train/prepare_data.py")
     parser.add_argument("--row", type=int, default=0, help="which one (default: the first)")
@@ -61,26 +60,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", help="among the rows of a source row")
     parser.add_argument("--model", default=str(TINY), help="the checkpoint of the rows (default: anygpt-tiny)")
     parser.add_argument("--all", action="store_true", help="every code")
-    args = parser.parse_args(argv)
-    try:
-        processor = load_checkpoint(args.model)[1]
-        rows.check_vocabulary(rows.read_manifest(args.rows), processor.tokenizer)
-        table = rows.read_table(args.rows)
-        wanted = {"task": args.task, "source": args.source}
-        found = [
-            index
-            for index, row in enumerate(table.select(["task", "source"]).to_pylist())
-            if all(value is None or row[key] == value for key, value in wanted.items())
-        ]
-        if not 0 <= args.row < len(found):
-            raise ValueError(f"No row {args.row}: {len(found)} of {len(table)} rows match.")
-    except (ValueError, OSError) as error:
-        print(f"show_row.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(words)
+    processor = load_checkpoint(args.model)[1]
+    rows.check_vocabulary(rows.read_manifest(args.rows), processor.tokenizer)
+    table = rows.read_table(args.rows)
+    wanted = {"task": args.task, "source": args.source}
+    found = [
+        index
+        for index, row in enumerate(table.select(["task", "source"]).to_pylist())
+        if all(value is None or row[key] == value for key, value in wanted.items())
+    ]
+    if not 0 <= args.row < len(found):
+        raise ValueError(f"No row {args.row}: {len(found)} of {len(table)} rows match.")
     (row,) = table.slice(found[args.row], 1).to_pylist()
     Console(highlight=False).print(render(row, processor.tokenizer, processor.specs, args.all))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -14,15 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from codec_files import export, load_codec, read_arrays
 from codec_samples import write_sounds
-from codec_training import Run, RunSettings, export, load_speech_codec, read_arrays
+from codec_training import Checked, Run, RunSettings
 from settings import parse, run_script
 
 from modeling_anygpt.codecs import SoundStormConfig, SoundStormModel, SpeechTokenizerModel
 
+PROMPT = (25, 125)  # frames, at least and at most
+
 
 @dataclass
-class Recipe:
+class Recipe(Checked):
     data: Path = field(metadata={"help": "folder of codes_train.npz and codes_heldout.npz"})
     codec: str = field(metadata={"help": "folder or Hub id of the SpeechTokenizer that made the codes"})
     steps: int = field(metadata={"help": "the rate falls over the last 30 %%"})
@@ -34,9 +37,16 @@ class Recipe:
     upper_weight: float = field(metadata={"help": "weight in the loss of the levels above the current one"})
     start: str | None = field(default=None, metadata={"help": "folder of a SoundStorm of these sizes to go on from"})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.frames <= PROMPT[1]:
+            raise ValueError(
+                f"frames: got {self.frames}, allowed: {PROMPT[1] + 1} or more; a prompt takes {PROMPT[1]}."
+            )
+
 
 @dataclass
-class Sizes:
+class Sizes(Checked):
     """Of SoundStormConfig."""
 
     hidden_size: int
@@ -45,12 +55,27 @@ class Sizes:
     ff_mult: int
     conv_kernel_size: int
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size: got {self.hidden_size}, allowed with num_attention_heads {self.num_attention_heads}: "
+                f"multiples of {2 * self.num_attention_heads}."
+            )
+
 
 class Utterances:
     """The codes of one npz file, by voice."""
 
     def __init__(self, path: Path):
         codes, starts, voices = read_arrays(path, "codes", "offsets", "voice")
+        starts, shapes = starts.astype(np.int64), [list(array.shape) for array in (codes, starts, voices)]
+        fit = codes.ndim == 2 and starts.ndim == voices.ndim == 1 and len(starts) - 1 == len(voices) > 0
+        if not fit or starts[0] != 0 or starts[-1] != codes.shape[1] or np.diff(starts).min() < 1:
+            raise ValueError(
+                f"{path} has codes {shapes[0]}, offsets {shapes[1]} and voice {shapes[2]}, allowed: [levels, frames], "
+                "[N + 1] that rise from 0 to all frames, and [N]. Make it again with train/make_speech_data.py."
+            )
         self.codes = torch.from_numpy(codes.astype(np.int64)).T.contiguous()  # [all frames, levels]
         self.spans = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
         self.voices = voices.tolist()
@@ -70,7 +95,7 @@ class Utterances:
         mates = [i for i in self.same_voice[self.voices[target]] if i != target]
         prompt = self.codes[:0]
         if mates and draw(10):
-            prompt = self.piece(mates[draw(len(mates))], 25 + draw(101))
+            prompt = self.piece(mates[draw(len(mates))], PROMPT[0] + draw(PROMPT[1] - PROMPT[0] + 1))
         return torch.cat((prompt, self.piece(target, frames - len(prompt)))), len(prompt)
 
     def batch(self, rows: int, frames: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -87,14 +112,16 @@ def draw(high: int) -> int:
     return int(torch.randint(high, ()))
 
 
-def load_codec(source: str, codes: torch.Tensor) -> SpeechTokenizerModel:
-    """The codec of the codes [frames, levels]."""
-    codec = load_speech_codec(source)
-    if codec.config.num_codebooks != codes.shape[1] or int(codes.max()) >= codec.config.codebook_size:
-        raise ValueError(
-            f"Got codes of {codes.shape[1]} levels, 0 to {int(codes.max())}; {source} has {codec.config.num_codebooks}"
-            f" levels, 0 to {codec.config.codebook_size - 1}. Give the codec that made the codes."
-        )
+def codec_of(source: str, *parts: torch.Tensor) -> SpeechTokenizerModel:
+    """The codec of codes [frames, levels]."""
+    codec = load_codec(SpeechTokenizerModel, source)
+    levels, size = codec.config.num_codebooks, codec.config.codebook_size
+    for codes in parts:
+        if levels != codes.shape[1] or not 0 <= int(codes.min()) <= int(codes.max()) < size:
+            raise ValueError(
+                f"Got codes of {codes.shape[1]} levels, {int(codes.min())} to {int(codes.max())}; {source} has "
+                f"{levels} levels, 0 to {size - 1}. Give the codec that made the codes."
+            )
     return codec
 
 
@@ -171,7 +198,7 @@ def main(argv: list[str]) -> None:
     recipe, sizes, settings = parse((Recipe, Sizes, RunSettings), argv, __doc__)
     run = Run(settings, recipe, sizes)
     train, heldout = (Utterances(recipe.data / f"codes_{name}.npz") for name in ("train", "heldout"))
-    codec = load_codec(recipe.codec, train.codes)
+    codec = codec_of(recipe.codec, train.codes, heldout.codes)
     config = SoundStormConfig(
         **asdict(sizes),
         head_dim=sizes.hidden_size // sizes.num_attention_heads,

@@ -6,10 +6,9 @@ codec's transformed level 1, `frames` [B, T] are positions in the training data,
 """
 
 import torch
+from make_codec_data import PHONES
 from torch.nn import functional as F
 from transformers import AutoFeatureExtractor, AutoModel
-
-PHONES = 40  # the first entries of `predicted` are their logits
 
 
 class PhoneLabels:
@@ -18,15 +17,15 @@ class PhoneLabels:
     name = "phones right"
 
     def __init__(self, labels: torch.Tensor, width: int):
-        if width < PHONES:
-            raise ValueError(f"Got semantic_dimension {width}; phone labels need {PHONES} or more.")
-        if not -1 <= int(labels.min()) <= int(labels.max()) < PHONES:
+        if width < len(PHONES):
+            raise ValueError(f"Got semantic_dimension {width}; phone labels need {len(PHONES)} or more.")
+        if not -1 <= int(labels.min()) <= int(labels.max()) < len(PHONES):
             got = f"{int(labels.min())} to {int(labels.max())}"
-            raise ValueError(f"Got phones from {got}, allowed -1 to {PHONES - 1}.")
+            raise ValueError(f"Got phones from {got}, allowed -1 to {len(PHONES) - 1}.")
         self.labels = labels
 
     def loss(self, predicted, frames, wave):
-        labels, logits = self.labels[frames], predicted[..., :PHONES]
+        labels, logits = self.labels[frames], predicted[..., : len(PHONES)]  # the first are those of the phones
         known = labels >= 0
         if not known.any():
             return logits.sum() * 0, logits.new_zeros(())

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from processing_anygpt.rows import check_vocabulary, read_manifest, shard_paths
+from processing_anygpt.rows import check_vocabulary, read_manifest, read_schema, shard_paths
 
 
 def load_columns(files: list[Path], columns: list[str], cache: str | None) -> Dataset:
@@ -36,15 +35,19 @@ def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Da
         raise ValueError(f"Source {name!r}: {source['rows']} holds no rows.")
     columns = ["input_ids", "labels", "length", "task"]
     for shard in shards:
-        missing = [column for column in columns if column not in pq.read_schema(shard).names]
+        missing = [column for column in columns if column not in read_schema(shard).names]
         if missing:
             raise ValueError(f"Source {name!r}: {shard} has no column {missing[0]!r}. Make it with prepare_data.py.")
-    rows = load_columns(shards, columns, cache)
-    if source.get("tasks"):
-        unknown = sorted(set(source["tasks"]) - set(manifest["tasks"]))
+    tasks, known = source.get("tasks"), ", ".join(manifest["tasks"])
+    if "tasks" in source:
+        if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
+            raise ValueError(f"Source {name!r}: got tasks {tasks!r}, need a list of one or more of {known}.")
+        unknown = sorted(set(tasks) - set(manifest["tasks"]))
         if unknown:
-            raise ValueError(f"Source {name!r} has no task {unknown[0]!r}. It has {', '.join(manifest['tasks'])}.")
-        rows = rows.select(np.flatnonzero(np.isin(np.array(rows["task"][:]), source["tasks"])))
+            raise ValueError(f"Source {name!r} has no task {unknown[0]!r}. It has {known}.")
+    rows = load_columns(shards, columns, cache)
+    if "tasks" in source:
+        rows = rows.select(np.flatnonzero(np.isin(np.array(rows["task"][:]), tasks)))
     lengths = rows.with_format("numpy")["length"][:]
     return rows.select_columns(["input_ids", "labels"]), lengths
 

@@ -1,13 +1,13 @@
 """TRL's SFTTrainer on rows of token ids: sources mixed by rate, packed, with loss and accuracy by modality."""
 
-import os
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+from accelerate.utils import parse_flag_from_env
 from budget import needs_checkpointing
 from datasets import Dataset, concatenate_datasets
 from keeping import Keeper, kept_positions
@@ -23,6 +23,7 @@ from recipe import (
     record_settings,
     speed_up,
 )
+from settings import read_yaml
 from token_rows import open_rows, pack_dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -66,18 +67,17 @@ class RowsRecipe(ModelRecipe):
                     "embedding_learning_rate: the vocabulary is frozen. Add lora_vocabulary: rows or all."
                 )
         for key in ("mixture", "heldout"):
-            try:
-                sources = yaml.safe_load(getattr(self, key))  # the parser of command lines knows no nested values
-            except yaml.YAMLError as error:
-                raise ValueError(f"{key} is no YAML: {error}") from error
+            sources = read_yaml(getattr(self, key), key)  # the parser of command lines knows no nested values
             setattr(self, key, sources)
             needed = {"rows", "rate"} if key == "mixture" else {"rows"}
             for name, source in sources.items() if isinstance(sources, dict) else [("", sources)]:
                 if not is_source(source, needed):
                     raise ValueError(
                         f"{key} {name}: got {source}, need {', '.join(sorted(needed))}; tasks and (mixture only) keep "
-                        "if wanted. rows is a folder, rate a number, tasks a list, keep true or a number."
+                        "if wanted. rows is a folder, rate a number, tasks a list of names, keep true or a number."
                     )
+        if self.heldout_rows < 1:
+            raise ValueError(f"heldout_rows: got {self.heldout_rows}, allowed: 1 or more.")
         if self.keeps and not self.lora_r and not self.teacher:
             raise ValueError(
                 "mixture: keep needs the model as it was. Add lora_r (an adapter can be switched off) or teacher (a "
@@ -98,7 +98,8 @@ def is_source(source, needed: set[str]) -> bool:
         return False
     types = {"rows": str, "rate": int | float, "tasks": list, "keep": int | float}  # a bool is an int
     fits = all(isinstance(value, types[key]) for key, value in source.items())
-    return fits and 0 <= source.get("keep", 0) < float("inf")
+    tasks = source.get("tasks", ["all"]) if fits else []
+    return bool(tasks) and all(isinstance(task, str) for task in tasks) and 0 <= source.get("keep", 0) < float("inf")
 
 
 @dataclass
@@ -171,6 +172,15 @@ class QuietTrainer:
                 if isinstance(module, LoraLayer):
                     module.cast_input_dtype_enabled = False
         return super().train(*arguments, **options)
+
+    def _maybe_log_save_evaluate(self, tr_loss, *arguments, **options):
+        # Before a checkpoint of such weights takes the place of a good one.
+        if (self.control.should_log or self.control.should_save) and not math.isfinite(tr_loss):
+            raise ValueError(
+                f"At step {self.state.global_step} the loss is {float(tr_loss)}. Lower learning_rate, or set "
+                "max_grad_norm; --resume goes on from the last checkpoint."
+            )
+        super()._maybe_log_save_evaluate(tr_loss, *arguments, **options)
 
     def _save_checkpoint(self, model, trial):
         with whole_or_nothing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
@@ -248,7 +258,7 @@ def build(recipe: RowsRecipe, config: RowsConfig) -> tuple[TokenTrainer, str | N
     plan = PackPlan({name: lengths for name, (_, lengths) in opened.items()}, rates, config.max_length, config.seed)
     packs_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps
     steps = -(-plan.packs_per_pass() // packs_per_step)
-    record_settings(recipe, config, packs_per_step)
+    record_settings(recipe, config, packs_per_step, [Path(source["rows"]) for source in recipe.mixture.values()])
     model = load_model(recipe, config.seed, "cpu" if is_sharded(config) else config.device)
     speed_up(model, recipe, config)
     rows = concatenate_datasets([rows for rows, _ in opened.values()])
@@ -293,16 +303,29 @@ def load_teacher(recipe: RowsRecipe, config: RowsConfig, trained: AnyGPTConfig) 
 
 
 def heldout_packs(name: str, source: dict, recipe: RowsRecipe, config: RowsConfig, tokenizer) -> Dataset:
-    """The first `heldout_rows` rows of a held-out source that fit, packed."""
+    """The first `heldout_rows` rows of a held-out source that fit, packed. Raises ValueError if none does."""
     rows, lengths = open_rows(name, source, tokenizer, recipe.data_cache)
     fits = np.flatnonzero(lengths <= config.max_length)[: recipe.heldout_rows]
+    if not len(fits):
+        raise ValueError(f"heldout: no row of {name!r} fits into {config.max_length} ids. Raise max_length.")
     packs = [fits[pack] for pack in best_fit_decreasing(lengths[fits], config.max_length)]
+    packs = in_groups(packs, config.world_size * config.per_device_eval_batch_size)
     return pack_dataset(rows, packs, len(packs), recipe.learn)
+
+
+def in_groups(packs: list[np.ndarray], size: int) -> list[np.ndarray]:
+    """The same rows in packs whose number is a multiple of `size`, as far as packs can be split: what is missing
+    accelerate fills up with packs that were there before, and ModalityMeter would count them twice."""
+    packs = sorted(packs, key=len, reverse=True)
+    while len(packs) % size and len(packs[0]) > 1:
+        longest = packs.pop(0)
+        packs = sorted([*packs, longest[::2], longest[1::2]], key=len, reverse=True)
+    return packs
 
 
 def is_sharded(config) -> bool:
     """Whether accelerate was asked for FSDP, or for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or config.deepspeed_plugin is not None
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or config.deepspeed_plugin is not None
 
 
 def choose_checkpointing(model, recipe: ModelRecipe, config) -> None:

@@ -65,7 +65,7 @@ def main(words: list[str]) -> None:
 def read_items(path: Path) -> list[tuple[str, str]]:
     """(text, path of the recording) of every line."""
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             items.append((row["text"], str(path.parent / row["speech"])))
