@@ -45,6 +45,7 @@ ERRORS = {
     "flash on a cpu": ({"attn_implementation": "flash_attention_4"}, "needs a GPU. On a CPU use sdpa"),
     "no batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: got 0, allowed: 1 or more"),
     "shards from here": ({"fsdp": "full_shard"}, "fsdp is set by this script: use accelerate launch"),
+    "no rate of learning": ({"learning_rate": "nan"}, "learning_rate: got nan, allowed: 0 or more"),
     "bad choice": ({"lora_vocabulary": "some", "lora_r": 4}, "allowed: frozen, rows, all"),
     "a pace for what stands still": ({"lora_r": 4, "embedding_learning_rate": 1e-4}, "the vocabulary is frozen"),
     "no pace": ({"embedding_learning_rate": 0}, "got 0.0, allowed: above 0"),

@@ -162,6 +162,8 @@ class TrainingDefaults:
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: got {getattr(self, key)}, allowed: 1 or more.")
+        if not 0 <= self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate: got {self.learning_rate}, allowed: 0 or more.")
         super().__post_init__()
         padding = self.pad_to_multiple_of  # a number only now: TRL takes a string too
         if padding is not None and padding < 1:
