@@ -134,12 +134,15 @@ def musiccaps(csv: str | Path, audio: str | Path, allow_missing: bool = False) -
     """
     table, audio = _file(Path(csv), "MusicCaps"), _folder(Path(audio), "MusicCaps")
     clips = {path.stem: path for path in sorted(audio.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES}
-    with open(table, encoding="utf-8", newline="") as file:
+    with open(table, encoding="utf-8-sig", newline="") as file:  # a spreadsheet may have saved it with a mark
         reader = DictReader(file)
         absent = [name for name in MUSICCAPS_COLUMNS if name not in (reader.fieldnames or ())]
         if absent:
             raise ValueError(f"MusicCaps: {table} has no column {', '.join(absent)}; give musiccaps-public.csv.")
         rows = list(reader)
+    for number, row in enumerate(rows, 1):
+        if not all(row[name] for name in MUSICCAPS_COLUMNS):
+            raise ValueError(f"MusicCaps: row {number} of {table} lacks some of {', '.join(MUSICCAPS_COLUMNS)}.")
     items, missing = [], []
     for row in rows:
         names = (row["ytid"], f"[{row['ytid']}]-[{row['start_s']}-{row['end_s']}]")
@@ -189,6 +192,10 @@ def saved_dataset(
     items = []
     for number, row in enumerate(data):
         cell, texts = row[media], row[text]
+        if cell is None or not texts:
+            raise ValueError(
+                f"Data set: row {number} of {folder} has no {media if cell is None else text}. Leave it out."
+            )
         if isinstance(cell, dict):
             cell = cell["bytes"] if cell["bytes"] is not None else cell["path"]
         if isinstance(cell, str):

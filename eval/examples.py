@@ -4,6 +4,7 @@ Layouts of public data sets are read by `adapters.py`, the tiny world's held-out
 """
 
 import hashlib
+import inspect
 import io
 import random
 from dataclasses import dataclass
@@ -54,9 +55,8 @@ def load(protocol: Protocol, root: Path) -> list[Example]:
         raise ValueError(f"{protocol.name}: unknown keys of data: {sorted(unknown)}.")
     folder, source = Path(root) / data["folder"], data["source"]
     if source.startswith("tiny_"):
-        found = [
-            Example(**row) for row in getattr(tiny_examples, source.removeprefix("tiny_"))(folder, **data["options"])
-        ]
+        read = getattr(tiny_examples, source.removeprefix("tiny_"), None)
+        found = [Example(**row) for row in called(read, protocol.name, source, folder, **data["options"])]
     else:
         read = {
             "librispeech": adapters.librispeech,
@@ -67,15 +67,27 @@ def load(protocol: Protocol, root: Path) -> list[Example]:
         }
         if source not in read:
             raise ValueError(f"{protocol.name}: unknown data source {source!r}. Known: tiny_..., {', '.join(read)}.")
-        paths = {"csv": folder / "musiccaps-public.csv", "audio": folder / "audio"} if source == "musiccaps" else {}
-        items = read[source](**paths, **data["options"]) if paths else read[source](folder, **data["options"])
+        paths = [folder / "musiccaps-public.csv", folder / "audio"] if source == "musiccaps" else [folder]
+        items = called(read[source], protocol.name, source, *paths, **data["options"])
         if data["items"] not in (None, len(items)):
             raise ValueError(
-                f"{protocol.name}: {folder} holds {len(items)} items, {data['version']} has {data['items']}. "
-                "Unpack the archives again."
+                f"{protocol.name}: {folder} holds {len(items)} items, {data.get('version', source)} has "
+                f"{data['items']}. Unpack the archives again."
             )
         found = as_examples(protocol.task, sample(items, data["sample"], protocol.name), items)
     return found
+
+
+def called(read, name: str, source: str, *folders: Path, **options) -> list:
+    """What a reader of data finds. Raises ValueError if there is none, or if it takes no such options."""
+    if not callable(read):
+        raise ValueError(f"{name}: unknown data source {source!r}. See eval/protocols/README.md.")
+    try:
+        inspect.signature(read).bind(*folders, **options)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(read).parameters)[len(folders) :])
+        raise ValueError(f"{name}: options of {source}: {error}. Known: {known}.") from None
+    return read(*folders, **options)
 
 
 def sample(items: list, wanted: dict, name: str) -> list:
@@ -89,6 +101,8 @@ def sample(items: list, wanted: dict, name: str) -> list:
         return [known[i] for i in ids]
     if not wanted:
         return items
+    if set(wanted) != {"count", "seed"}:
+        raise ValueError(f"{name}: got a sample of {wanted}. Give its count and seed, or a list, or leave it out.")
     if len(items) < wanted["count"]:
         raise ValueError(
             f"{name}: the data hold {len(items)} items, the protocol draws {wanted['count']}. Complete them."
@@ -103,6 +117,12 @@ def as_examples(task: str, items: list, known: list) -> list[Example]:
         by_speaker: dict[str, list] = {}
         for item in known:
             by_speaker.setdefault(item.speaker, []).append(item)
+        alone = [item.id for item in items if len(by_speaker[item.speaker]) == 1]
+        if alone:  # the prompt would be the right answer
+            raise ValueError(
+                f"The speaker of {alone[0]} has no other recording to be prompted with, nor have those of "
+                f"{len(alone) - 1} more items. Leave such items out of the data."
+            )
         others = {i.id: group[(k + 1) % len(group)] for group in by_speaker.values() for k, i in enumerate(group)}
         return [Example(i.id, i.texts, reference=i.media, voice=others[i.id].media, speaker=i.speaker) for i in items]
     if task in ("text_to_image", "text_to_music"):
@@ -134,6 +154,21 @@ def list_hash(examples: list[Example]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def media_hash(examples: list[Example]) -> str:
+    """Of what is shown, and of reference files: with `list_hash` it tells other data with the same ids and texts.
+
+    References that are no files are left out: `tiny_examples` makes them from the texts.
+    """
+    total = hashlib.sha256()
+    for example in examples:
+        for medium in (example.given, example.voice, example.reference):
+            if isinstance(medium, (str, bytes)):
+                total.update(Path(medium).read_bytes() if isinstance(medium, str) else medium)
+            elif medium is not None and medium is not example.reference:
+                total.update(medium[0].tobytes() if isinstance(medium, tuple) else medium.tobytes())
+    return total.hexdigest()
+
+
 def sound(medium: Any, sampling_rate: int | None = None) -> tuple:
     """A sound as `(float32 [T], Hz)`; at its own rate unless one is given."""
     if isinstance(medium, tuple):
@@ -143,7 +178,11 @@ def sound(medium: Any, sampling_rate: int | None = None) -> tuple:
             if sampling_rate in (None, rate)
             else (load_audio(waveform, sampling_rate, rate), sampling_rate)
         )
-    rate = sampling_rate or soundfile.info(io.BytesIO(medium) if isinstance(medium, bytes) else medium).samplerate
+    try:
+        rate = sampling_rate or soundfile.info(io.BytesIO(medium) if isinstance(medium, bytes) else medium).samplerate
+    except soundfile.LibsndfileError as error:
+        name = f"{len(medium)} bytes" if isinstance(medium, bytes) else medium
+        raise ValueError(f"Can't read {name} as audio: {error.error_string.rstrip('.')}. Fetch it again.") from None
     return load_audio(medium, rate), rate
 
 

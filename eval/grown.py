@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout too
 
 import judge_speech  # noqa: E402
-from console import run_script  # noqa: E402
+from console import check_count, read_rows, run_script  # noqa: E402
 
 from processing_anygpt import generate_best  # noqa: E402
 from processing_anygpt.rows import write_whole  # noqa: E402
@@ -80,10 +80,9 @@ def main(argv: list[str]) -> None:
 
 def read_items(data: Path, limit: int | None) -> list[dict]:
     """Held-out {"text", "speech": path}."""
-    path = data / "heldout.jsonl"
-    if not path.is_file():
-        raise ValueError(f"No file {path}. Make it with train/make_readings.py --out {data}.")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:limit]
+    check_count("--limit", limit)
+    maker = f"train/make_readings.py --out {data}"
+    rows = read_rows(data / "heldout.jsonl", ("text", "speech"), maker)[:limit]
     return [row | {"speech": str(data / row["speech"])} for row in rows]
 
 

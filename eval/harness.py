@@ -17,15 +17,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
 import torch  # noqa: E402
-from console import run_script  # noqa: E402
-from lm_eval import simple_evaluate  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from console import check_count, run_script  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 import processing_anygpt  # noqa: F401, E402  registers the classes
 from processing_anygpt.conversation import encode_text  # noqa: E402
 from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
+
+try:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+except ImportError as error:
+    print(f"harness.py: error: {error}. Install the harness: pip install -e '.[harness]'", file=sys.stderr)
+    sys.exit(2)
 
 
 class AnyGPTLM(HFLM):
@@ -93,11 +98,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--out", type=Path, help="JSON")
     args = parser.parse_args(argv)
+    check_count("--limit", args.limit)
+    check_count("--batch_size", args.batch_size)
     lm = AnyGPTLM(args.model, args.text_only, args.device, args.batch_size)
     results = evaluate(lm, args.tasks, args.include_path, args.limit)
     text = json.dumps({"model": args.model, "text_only": args.text_only, "results": results}, indent=1)
     print(text)
     if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, args.out)

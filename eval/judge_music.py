@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from console import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
@@ -180,13 +181,13 @@ def judge(audio: np.ndarray, sampling_rate: int, instrument: InstrumentJudge) ->
     }
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sound-font", required=True)
     parser.add_argument("--codec", required=True, help="folder or hub name of a music codec")
     parser.add_argument("--clips", type=int, default=72)
     parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     import torch
     from transformers import AutoModel
@@ -223,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,6 +16,7 @@ import argparse
 import functools
 
 import numpy as np
+from console import run_script
 
 from processing_anygpt.tiny_world import language
 
@@ -109,8 +110,10 @@ def voice_centroids(waves: list[np.ndarray], labels: list[str]) -> dict[str, np.
     return {label: mean / np.linalg.norm(mean) for label, mean in means.items()}
 
 
-def nearest_voice(wave: np.ndarray, centroids: dict[str, np.ndarray]) -> str:
-    """The voice whose centroid has the largest cosine to the speaker of `wave` [T]."""
+def nearest_voice(wave: np.ndarray, centroids: dict[str, np.ndarray]) -> str | None:
+    """The voice whose centroid has the largest cosine to the speaker of `wave` [T]; None of silence."""
+    if not wave.any():
+        return None
     embedding = speaker_embedding(wave)
     return max(centroids, key=lambda voice: float(centroids[voice] @ embedding))
 
@@ -170,7 +173,7 @@ def print_rows(rows: list[dict], voice: str):
         print(f"| {voice} | {version} | {closed:.3f} | {open_:.3f} | {right:.2f} | {mos:.2f} |", flush=True)
 
 
-def main():
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec-table", action="store_true", required=True, help="judge the codec on held-out speech")
     parser.add_argument(
@@ -178,7 +181,7 @@ def main():
     )
     parser.add_argument("--codec", default="modeling_anygpt/pretrained/anygpt_tiny/speech_codec")
     parser.add_argument("--limit", type=int, default=20, help="utterances judged per voice")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     from modeling_anygpt.codecs.speech_tokenizer import SpeechTokenizerModel
 
@@ -186,4 +189,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,6 +22,7 @@ Right and wrong are 1.0 and 0.0. A checkpoint is a folder below the folder of ju
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,10 @@ def build(spec: dict, data: Path, folder: Path | None, model=None, device: str =
     }
     if spec["judge"] not in make:
         raise ValueError(f"Unknown judge {spec['judge']!r}. Known: {', '.join(make)}.")
+    try:
+        inspect.signature(make[spec["judge"]]).bind(**own)
+    except TypeError as error:
+        raise ValueError(f"Judge {spec['judge']}: {error}. Its keys are in the table of eval/judges.py.") from None
     return make[spec["judge"]](**own)
 
 
@@ -130,7 +135,7 @@ def nearest_voice(data: Path) -> Judge:
 
     def judge(examples, outputs):
         waves = [heard_at(output) for output in outputs]
-        near = [judge_speech.nearest_voice(wave, centroids) if wave.any() else None for wave in waves]
+        near = [judge_speech.nearest_voice(wave, centroids) for wave in waves]
         return [{"voice_right": float(voice == e.speaker)} for voice, e in zip(near, examples, strict=True)]
 
     return judge

@@ -35,9 +35,9 @@ import judge_speech  # noqa: E402
 import judges  # noqa: E402
 import protocol  # noqa: E402
 import systems  # noqa: E402
-from console import run_script  # noqa: E402
+from console import check_count, read_rows, run_script  # noqa: E402
 
-from examples import Example  # noqa: E402
+from examples import Example, fewer  # noqa: E402
 from processing_anygpt.rows import write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, lesson  # noqa: E402
 
@@ -86,6 +86,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     items = read_items(args.data, args.limit)
+    if args.adapter and not (Path(args.adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{args.adapter} is no adapter: it has no adapter_config.json. Give the one in --after.")
     for folder in (args.before, args.after):
         systems.Model(folder, folder, torch.device("cpu"))  # what is wrong with it is said now, not in half an hour
     sitting = partial(sit, items=items, sound_font=args.sound_font, taught=args.before, candidates=args.candidates)
@@ -106,13 +108,13 @@ def main(argv: list[str]) -> int:
 
 def read_items(data: Path, limit: int | None) -> dict[tuple[str, str], list[Example]]:
     """(task, group) -> examples, evenly thinned to `limit`; paths made whole."""
-    path = data / "heldout.jsonl"
-    if not path.is_file():
-        raise ValueError(f"No file {path}. Make it with train/make_lesson.py --out {data}.")
+    check_count("--limit", limit)
+    maker = f"train/make_lesson.py --out {data}"
     items = defaultdict(list)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        row = json.loads(line)
-        given = next(row[name] for name in ("speech", "image", "music") if name in row)
+    for number, row in enumerate(read_rows(data / "heldout.jsonl", ("task", "group", "text"), maker)):
+        given = next((row[name] for name in ("speech", "image", "music") if name in row), None)
+        if given is None:
+            raise ValueError(f"{data / 'heldout.jsonl'}:{number + 1} has no speech, image or music. Use {maker}.")
         inner = language.core(row["text"]) if row["task"] == "speech_chat" else row["text"]
         medium = str(data / given)
         items[row["task"], row["group"]].append(
@@ -124,7 +126,7 @@ def read_items(data: Path, limit: int | None) -> dict[tuple[str, str], list[Exam
                 to="image" if row["task"] == "speech_chat" else None,
             )
         )  # fmt: skip
-    return {key: found[:: max(1, len(found) // (limit or len(found)))] for key, found in items.items()}
+    return {key: fewer(found, limit) for key, found in items.items()}
 
 
 def sit(folder: str | None, items: dict, sound_font: str, taught: str, candidates: int | None) -> dict[str, Score]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 FOLDER = Path(__file__).parent / "protocols"
+METRICS = ("mean", *sorted(path.parent.name for path in Path(__file__).parent.glob("metrics/*/*.py")))
 # What goes in and what comes out. "any": the examples say it themselves.
 TASKS = {
     "asr": ("speech", "text"),
@@ -103,18 +104,29 @@ def read(path: Path) -> Protocol:
     """Reads a protocol file.
 
     Raises:
-        ValueError: no such file, unknown or missing keys, an unknown task.
+        ValueError: no such file, no YAML, unknown or missing keys, an unknown task or metric.
     """
     if not path.is_file():
         known = sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.glob("*/*.yaml"))
         raise ValueError(f"No protocol {path}. There are: {', '.join(known)}.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows = [_make(Row, row, f"{path}, row {i}") for i, row in enumerate(content.get("rows", []), 1)]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys. Known: {', '.join(f.name for f in fields(Protocol))}.")
+    rows = [_make(Row, row, f"{path}, row {i}") for i, row in enumerate(content.get("rows") or [], 1)]
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
     own = {"name": f"{path.parent.name}/{path.stem}", "hash": hashlib.sha256(canonical.encode()).hexdigest()}
     protocol = _make(Protocol, content | own | {"rows": rows, "content": content}, str(path))
     if protocol.task not in TASKS:
         raise ValueError(f"{path}: unknown task {protocol.task!r}. Known: {', '.join(TASKS)}.")
+    for row in rows:
+        for key, known in (("metric", METRICS), ("better", ("higher", "lower")), ("against", ("texts", "text"))):
+            if getattr(row, key) not in known:
+                raise ValueError(
+                    f"{path}, row {row.name!r}: {key} is {getattr(row, key)!r}. Known: {', '.join(known)}."
+                )
     titles = [(row.name, row.judge) for row in rows]
     if twice := [name for name, judge in titles if titles.count((name, judge)) > 1]:
         raise ValueError(f"{path}: two rows are called {twice[0]!r} and have the same judge. Tell them apart.")
@@ -130,11 +142,15 @@ def choose(task: str, protocols: str) -> list[Protocol]:
     if task != "all":
         return [read(folder / f"{task}.yaml")]
     found = {path.stem: path for path in folder.glob("*.yaml")}
+    if not found:
+        raise ValueError(f"{folder} holds no protocols (TASK.yaml). Copy some of {FOLDER}.")
     return [read(found[name]) for name in sorted(found, key=lambda n: (list(TASKS).index(n) if n in TASKS else 99, n))]
 
 
 def _make(kind: type, content: dict, where: str):
     """`content` as a dataclass; unknown and missing keys are errors."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: got {content!r}, need keys and values.")
     names = {f.name for f in fields(kind)}
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     unknown, missing = sorted(set(content) - names), sorted(needed - set(content))

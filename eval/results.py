@@ -19,6 +19,7 @@ from checkpoints import checkpoint
 from PIL import Image
 from protocol import Protocol, Row
 
+from processing_anygpt.judging.normalisers import normaliser
 from processing_anygpt.judging.scores import mean_interval
 
 # Whose version can move a number, where installed.
@@ -27,7 +28,7 @@ PACKAGES = (
     "Resemblyzer", "speechmos", "basic-pitch", "librosa", "scikit-learn", "onnxruntime", "tinysoundfont", "sacrebleu",
     "whisper-normalizer", "soxr", "pillow",
 )  # fmt: skip
-# Files of this folder that make numbers; the others only show them.
+# Files of this folder that make numbers, besides those of the packages; the others only show them.
 CODE = (
     "adapters", "checkpoints", "examples", "judge_music", "judge_speech", "judges", "protocol", "results", "run",
     "systems", "tiny_examples",
@@ -45,11 +46,17 @@ def versions() -> dict:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     code = hashlib.sha256()
-    here = Path(__file__).parent
-    judging = here.parent / "processing_anygpt" / "judging"
-    for path in [here / f"{name}.py" for name in CODE] + sorted([*here.glob("metrics/*/*.py"), *judging.glob("*.py")]):
+    for path in code_files():
         code.update(path.read_bytes())
     return found | {"evaluation code": code.hexdigest()[:16]}
+
+
+def code_files() -> list[Path]:
+    """Of this project, what answers and what judges the answers."""
+    here = Path(__file__).parent
+    packages = [here.parent / name for name in ("modeling_anygpt", "processing_anygpt")]
+    found = [*here.glob("metrics/*/*.py"), *(path for folder in packages for path in folder.rglob("*.py"))]
+    return [here / f"{name}.py" for name in CODE] + sorted(found)
 
 
 def key_of(header: dict) -> str:
@@ -75,7 +82,7 @@ def read_records(folder: Path, task: str, key: str) -> dict[str, dict]:
     """What earlier runs with this key have done, by id; a line that was cut off is left out."""
     records = {}
     for path in sorted(folder.glob(f"{task}.{key}.*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # texts may hold U+2028 and such
             try:
                 record = json.loads(line)
             except ValueError:
@@ -130,6 +137,23 @@ def score(
     return rows
 
 
+def check_references(protocol: Protocol, examples: list) -> None:
+    """Whether error rates have something to be divided by: said before anything is answered.
+
+    Raises:
+        ValueError: an example's text of which the row's normaliser leaves nothing.
+    """
+    for row in protocol.rows:
+        if row.metric in ("wer", "cer") and row.against == "texts":
+            write = normaliser(row.options.get("normaliser", "none"), row.options.get("spelling"))
+            for example in examples:
+                if row.group in (None, example.group) and not write(example.texts[0]).strip():
+                    raise ValueError(
+                        f"{protocol.name}: of the text {example.texts[0]!r} of {example.id} the row {row.name!r} "
+                        "leaves no words to be wrong. Leave this item out of the data."
+                    )
+
+
 def value_of(record: dict, row: Row):
     """What of a record the row's metric takes; None: this record was not judged for it."""
     if row.field in ("text", "transcript", "medium"):
@@ -151,8 +175,9 @@ def scored(row: Row, examples: tuple, records: tuple, folder: Path, options: dic
             revision = extra.pop("revision", None)
             extra["checkpoint"] = checkpoint(extra["checkpoint"], options["judges"], revision)
             extra["device"] = options["device"]
-        elif row.against == "text":  # "nothing": an empty text could not be divided by
-            references = [record["text"] or "nothing" for record in records]
+        elif row.against == "text":  # "nothing": a text without a word could not be divided by
+            write = normaliser(extra.get("normaliser", "none"), extra.get("spelling"))
+            references = [record["text"] if write(record["text"]).strip() else "nothing" for record in records]
         else:
             several = row.metric in ("cider", "bleu")
             references = [list(e.texts) if several else e.texts[0] for e in examples]

@@ -28,7 +28,7 @@ import results  # noqa: E402
 import systems  # noqa: E402
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
-from console import run_script  # noqa: E402
+from console import check_count, run_script  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import examples  # noqa: E402
@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--batch", type=int, help=f"examples answered at once (default: the protocol's, or {BATCH})")
     made.add_argument("--limit", type=int, help="examples of each group, to try things out; noted as a deviation")
-    made.add_argument("--dtype", default="auto", help="of the language model (default: the checkpoint's)")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    made.add_argument("--dtype", default="auto", choices=dtypes, help="of the language model (default: its own)")
     made.add_argument("--cpu", action="store_true", help="leave GPUs alone")
     made.add_argument("--again", action="store_true", help="forget what earlier runs have done")
     return made
@@ -56,28 +57,39 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
+    check_count("--limit", args.limit)
+    check_count("--batch", args.batch)
+    systems.check(args.model, args.out)
     chosen = protocol.choose(args.task, args.protocols)
     for each in chosen:  # before anything long: are all judges there, and all data?
         for name, revision in each.checkpoints.items():
             checkpoints.checkpoint(name, args.judges, revision)
     asked = {each.name: examples.fewer(examples.load(each, args.data), args.limit) for each in chosen}
+    for each in chosen:  # and can the answers be scored, once they are all there?
+        results.check_references(each, asked[each.name])
+    media = {name: examples.media_hash(every) for name, every in asked.items()}
     state = PartialState(cpu=args.cpu or not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     for words in args.model:
         system = systems.load(words, state.device, args.dtype)
         about = {"name": system.name, "kind": system.kind} | system.describe()
-        for each in chosen:
-            if system.handles(each, asked[each.name]):
-                evaluate(system, about, each, asked[each.name], args, state)
+        fit = [each for each in chosen if system.handles(each, asked[each.name])]
+        if not fit and state.is_main_process:
+            print(f"{system.name}: nothing to do, {args.task} means nothing for this system", file=sys.stderr)
+        for each in fit:
+            evaluate(system, about, each, asked[each.name], media[each.name], args, state)
     if state.num_processes > 1:
         state.destroy_process_group()
 
 
-def evaluate(system, about: dict, wanted: protocol.Protocol, every: list, args, state: PartialState) -> None:
-    """Answers and judges what of the examples is still to do, then writes the result file."""
+def evaluate(
+    system, about: dict, wanted: protocol.Protocol, every: list, media: str, args, state: PartialState
+) -> None:
+    """Answers and judges what of the examples (`media`: their hash) is still to do, then writes the result file."""
     began = time.time()
     size = args.batch or wanted.decoding.get("batch", BATCH)
     header = {"system": {k: v for k, v in about.items() if k != "name"}, "protocol": wanted.name, "hash": wanted.hash}
-    header |= {"sample": examples.list_hash(every), "seed": args.seed, "batch": size, "versions": results.versions()}
+    header |= {"sample": examples.list_hash(every), "media": media, "seed": args.seed, "batch": size}
+    header |= {"versions": results.versions()}
     header |= {"judges": checkpoints.identify(wanted, args.judges)}
     folder, task = args.out / system.name, wanted.name.replace("/", "_")
     key = results.key_of(header)

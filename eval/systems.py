@@ -23,7 +23,10 @@ from PIL import Image
 from protocol import TASKS, Protocol
 
 from examples import Example, picture, sound, target_of
+from modeling_anygpt.configuration_anygpt import AnyGPTConfig
+from modeling_anygpt.conversion.llm import read_json
 from processing_anygpt import codec_io, generate_best
+from processing_anygpt.read_back import settings_of
 from processing_anygpt.vocabulary import find_modality
 
 SILENCE = (np.zeros(16_000, np.float32), 16_000)  # a second, and its Hz
@@ -122,6 +125,9 @@ class Model(System):
         decoding = {key: value for key, value in protocol.decoding.items() if key not in ("batch", "decoder_steps")}
         # Words are not chosen among, and malformed replies ("any") not chosen away.
         candidates = 1 if target_of(protocol, batch[0]) in ("text", "any") else self.candidates
+        stored = settings_of(self.model.generation_config, required).get("candidates", 1)
+        if (candidates or stored) > 1 and decoding.get("do_sample"):
+            del decoding["do_sample"]  # candidates are always sampled, and need not be told to
         output = generate_best(
             self.model, self.processor, **ids, candidates=candidates,
             output_modalities=allowed, required_modalities=required, **decoding,
@@ -258,25 +264,61 @@ class Constant(System):
         return [Output(self.text) if t == "text" else Output(medium=self.media[t]) for t in targets]
 
 
+def parse(text: str) -> tuple[str, str, str | None]:
+    """A system's words on the command line (see the top of this file) -> name, kind ("" is a checkpoint), folder.
+
+    Raises:
+        ValueError: no such kind, or no checkpoint of AnyGPT in the folder.
+    """
+    name, equals, what = text.partition("=")
+    if not equals or {"/", ":"} & set(name):  # no name, but perhaps a folder with "=" in its own
+        name, what = "", text
+    if what in ("original", "broken:constant", "broken:silence"):
+        name, kind, folder = name or what.split(":")[-1], what, None
+    else:
+        kind = next((kind for kind in ("first", "codec", "broken:shuffled") if what.startswith(f"{kind}:")), "")
+        if not kind and what.startswith("broken:"):
+            raise ValueError(
+                f"Unknown system {what!r}. Known: broken:shuffled:FOLDER, broken:constant, broken:silence."
+            )
+        folder = what.removeprefix(f"{kind}:")
+        name = name or "-".join(filter(None, (kind.split(":")[-1], Path(folder).resolve().name)))
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(
+                f"{folder} is no checkpoint folder: it has no config.json. Systems are a folder, first:FOLDER, "
+                "codec:FOLDER, original and broken:..., each with NAME= before it or not."
+            )
+        model = read_json(Path(folder) / "config.json").get("model_type")
+        if model != AnyGPTConfig.model_type:
+            raise ValueError(f"{folder} holds a {model!r} model, need an AnyGPT checkpoint: `anygpt init` grows one.")
+    return name, kind, folder
+
+
+def check(words: list[str], out: Path) -> None:
+    """Whether all systems of a command line can be run: said before the first is, not after.
+
+    Raises:
+        ValueError: as `parse`; two of one name; results inside a checkpoint, of whose fingerprint they would be part.
+    """
+    parsed = [parse(text) for text in words]
+    names = [name for name, _, _ in parsed]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"Got two systems called {twice[0]!r}, whose results would be one file. Name them: NAME=...")
+    for _, _, folder in parsed:
+        if folder and out.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"Got --out {out} inside the checkpoint {folder}; results belong elsewhere.")
+
+
 def load(text: str, device: torch.device, dtype: str = "auto") -> Any:
-    """A system from its words on the command line (see the top of this file)."""
-    name, _, what = text.rpartition("=")
-    if what == "original":
-        return Reference(name or what)
-    if what in ("broken:constant", "broken:silence"):
-        return Constant(name or what.split(":")[1], silent=what == "broken:silence")
-    kinds = {
-        "first": lambda name, folder: Model(name, folder, device, dtype, candidates=1),
-        "codec": lambda name, folder: Reference(name, folder, device),
-        "broken:shuffled": lambda name, folder: Shuffled(name, folder, device, dtype),
-    }
-    for prefix, make in kinds.items():
-        if what.startswith(f"{prefix}:"):
-            folder = what.removeprefix(f"{prefix}:")
-            return make(name or f"{prefix.split(':')[-1]}-{Path(folder).resolve().name}", folder)
-    if what.startswith("broken:"):
-        raise ValueError(f"Unknown system {what!r}. Known: broken:shuffled:FOLDER, broken:constant, broken:silence.")
-    return Model(name or Path(what).resolve().name, what, device, dtype)
+    """A system from its words on the command line. Raises ValueError as `parse`."""
+    name, kind, folder = parse(text)
+    if folder is None:
+        return Reference(name) if kind == "original" else Constant(name, silent=kind == "broken:silence")
+    if kind == "codec":
+        return Reference(name, folder, device)
+    if kind == "broken:shuffled":
+        return Shuffled(name, folder, device, dtype)
+    return Model(name, folder, device, dtype, candidates=1 if kind == "first" else None)
 
 
 def shuffle(codes: list[np.ndarray], size: int, seed: int) -> list[np.ndarray]:

@@ -42,7 +42,12 @@ def load(folders: list[Path]) -> dict[str, dict[str, dict]]:
     """
     found: dict[str, dict[str, dict]] = {}
     for path in sorted({path for folder in folders for path in folder.glob("*/*.json")}):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}). Run its task again.") from None
+        if not isinstance(result, dict) or not {"system", "protocol", "rows"} <= set(result):
+            raise ValueError(f"{path} is no result file. Give folders that hold nothing but eval/run.py's --out.")
         result["folder"] = path.parent
         for other in (other for results in found.values() for other in results.values()):
             refuse_mixtures(other, result)
@@ -53,7 +58,7 @@ def load(folders: list[Path]) -> dict[str, dict[str, dict]]:
 
 
 def refuse_mixtures(first: dict, second: dict) -> None:
-    """Two results of one table must be of one version of a protocol, and a system's of one checkpoint.
+    """Two results of one table must be of one version of a protocol and its data, and a system's of one checkpoint.
 
     Raises:
         ValueError: they are not, or they are two results of one system for one protocol.
@@ -63,6 +68,11 @@ def refuse_mixtures(first: dict, second: dict) -> None:
     same_protocol, same_system = first["protocol"]["name"] == task, first["system"]["name"] == name
     if same_protocol and first["protocol"]["hash"] != second["protocol"]["hash"]:
         raise ValueError(f"{folders} hold results of two versions of the protocol {task}. Run one of them again.")
+    if same_protocol:
+        texts = {item["id"]: item["texts"] for item in first.get("items", [])}
+        for item in second.get("items", []):
+            if item["texts"] != texts.get(item["id"], item["texts"]):
+                raise ValueError(f"{folders} hold results for {task} of two data sets: {item['id']} is another text.")
     if same_protocol and same_system:
         raise ValueError(f"{folders} hold two results of {name!r} for {task}. Name one anew: run.py --model NAME=...")
     if same_system and first["system"].get("fingerprint") != second["system"].get("fingerprint"):
@@ -158,9 +168,10 @@ def card_table(systems: dict, model: str) -> str:
         row, cell = line["row"], line["cells"].get(model)
         bar, limit = bar_of(line, codec)
         judged = cell or line["cells"].get(codec)
-        if limit is not None:
+        if limit is not None and judged:
             bar += ", reached" if reached(judged, limit) else ", missed"
-        cells = [row["name"], row["judge"], number(cell, True), str(judged["count"]), bar]
+        count = str(judged["count"]) if judged else ""  # nor the codec's: only the original was run
+        cells = [row["name"], row["judge"], number(cell, True), count, bar]
         cells += [number(line["cells"].get(name)) for name in others]
         text += f"| {' | '.join(cells)} |\n"
     return text

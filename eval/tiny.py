@@ -12,19 +12,25 @@ from pathlib import Path
 
 import report
 import run
+from console import run_script
 
 TINY = Path(__file__).parents[1] / "modeling_anygpt" / "pretrained" / "anygpt_tiny"
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--sound-font", help="is linked into the folder of recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder of result files")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     font = args.speech / "TimGM6mb.sf2"
     if args.sound_font and not font.exists():
+        if not args.speech.is_dir() or not Path(args.sound_font).is_file():
+            raise ValueError(
+                f"Got --speech {args.speech} and --sound-font {args.sound_font}; need a folder and a file."
+            )
+        font.unlink(missing_ok=True)  # a link to a font that is gone
         font.symlink_to(Path(args.sound_font).resolve())
     words = ["--task", "all", "--protocols", "tiny", "--data", str(args.speech), "--out", str(args.out), "--cpu"]
     systems = [f"anygpt-tiny={args.model}", f"first=first:{args.model}", f"codec=codec:{args.model}", "original"]
@@ -34,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -70,6 +70,9 @@ class ModalitySpec:
         where = f"Modality {self.name!r}"
         if not isinstance(self.name, str) or not self.name.isidentifier() or self.name in ("text", "transcript"):
             raise ValueError(f"A modality name is a word other than 'text' and 'transcript', got {self.name!r}.")
+        for key in ("code_token", "start_token", "end_token"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"{where}: {key} must be a string, got {getattr(self, key)!r}.")
         if self.code_token.count("{}") != 1:
             raise ValueError(f"{where}: code_token needs exactly one '{{}}', got {self.code_token!r}.")
         for key in ("codebook_size", "num_codebooks", "codes_per_item", "sampling_rate", "image_size"):
@@ -80,8 +83,8 @@ class ModalitySpec:
                 raise ValueError(f"{where}: {key} must be a positive integer, got {value!r}.")
         for key in ("frame_rate", "max_seconds"):
             value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{where}: {key} must be positive, got {value!r}.")
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+                raise ValueError(f"{where}: {key} must be a positive number, got {value!r}.")
         if (self.codes_per_item is None) == (self.frame_rate is None):
             raise ValueError(
                 f"{where}: give either codes_per_item (fixed length) or frame_rate (Hz), got "
@@ -98,7 +101,7 @@ class ModalitySpec:
                 f"frame_rate={self.frame_rate}."
             )
         ids = (self.start_token_id, self.end_token_id, self.first_code_id)
-        if any(i is None for i in ids) and any(i is not None for i in ids):
+        if not all(isinstance(i, int) for i in ids) and ids != (None, None, None):
             raise ValueError(
                 f"{where}: give all of start_token_id, end_token_id, first_code_id or none of them, got {ids}."
             )

@@ -8,6 +8,7 @@ speculative decoding, and no step waits for the device. B batch, L tokens so far
 """
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch.nn.functional import pad
@@ -108,6 +109,11 @@ class ModalityGrammar(LogitsProcessor):
                 f"The modality table uses token id {highest}, but the model has {size} embedding rows. Call "
                 "`model.resize_token_embeddings(len(tokenizer))`."
             )
+        if not all(0 <= i < size for i in eos_token_ids):
+            raise ValueError(
+                f"Got eos_token_id={eos_token_ids}, allowed are rows of the vocabulary, 0..{size - 1}. For longer "
+                "replies set min_new_tokens."
+            )
         self.specs, self.request, self.presets = specs, request, presets
         self.max_length, self.prompt_length = max_length, prompt_length
         self.allowed = [spec.name in request.allowed for spec in specs]
@@ -147,7 +153,7 @@ class ModalityGrammar(LogitsProcessor):
             end[spec.end_token_id] = True
             legal += [legal[first] | end, end]
             text[[spec.start_token_id, spec.end_token_id]] = False
-            longest = (spec.max_frames or NO_LIMIT) * books
+            longest = min(spec.max_frames or NO_LIMIT, NO_LIMIT) * books
             columns.append((books, spec.min_frames * books, longest, first, first + books, first + books + 1))
         # Per modality, text first: codebooks, fewest and most codes, and the places of its rows above.
         self.columns = tensor(columns)
@@ -229,6 +235,9 @@ class ModalityGrammar(LogitsProcessor):
         illegal = self.illegal[row]  # [B, V], a copy
         illegal[:, self.dynamic] = ~torch.cat([starts, stop[:, None].expand(-1, self.eos_count), *extra], 1)
         scores = scores.masked_fill(illegal, float("-inf"))
+        # Where the processors before took every legal token (min_new_tokens after the last item), they must give way.
+        nothing = scores.amax(1, keepdim=True) == float("-inf")
+        scores = scores.masked_fill(nothing & ~illegal, 0.0)
         return scores if self.presets is None else self.presets(input_ids, scores, modality)
 
     def _reply_begins(self, input_ids):
@@ -409,6 +418,10 @@ class AnyGPTGenerationMixin(GenerationMixin):
             for name, values in preset.items():
                 if name not in names:
                     raise ValueError(f"modality_presets: unknown modality {name!r}. Known: {', '.join(names)}.")
+                if not isinstance(values, dict):
+                    raise ValueError(
+                        f"modality_presets[{name!r}]: got {values!r}, need a dict of {', '.join(NEUTRAL)}."
+                    )
                 unknown = sorted(set(values) - set(NEUTRAL))
                 if unknown:
                     raise ValueError(
@@ -416,7 +429,10 @@ class AnyGPTGenerationMixin(GenerationMixin):
                     )
         merged = {n: {**NEUTRAL, **own, **stored.get(n, {}), **given, **asked.get(n, {})} for n in names}
         for name, values in merged.items():
-            if values["temperature"] <= 0 or values["repetition_penalty"] <= 0 or not 0 < values["top_p"] <= 1:
+            top_k = values["top_k"]
+            if not all(isinstance(v, Real) for v in values.values()) or not isinstance(top_k, Integral) or top_k < 0:
+                raise ValueError(f"Preset of {name!r}: values are numbers, top_k a whole one (0: off), got {values}.")
+            if not (values["temperature"] > 0 and values["repetition_penalty"] > 0 and 0 < values["top_p"] <= 1):
                 raise ValueError(
                     f"Preset of {name!r}: temperature and repetition_penalty must be positive, top_p in (0, 1], got "
                     f"{values}. For greedy choice set top_k=1."
@@ -436,6 +452,8 @@ class AnyGPTGenerationMixin(GenerationMixin):
         """transformers' processors, the caller's, then the grammar with the presets: nothing may undo it."""
         ours = []
         presets = getattr(generation_config, "modality_presets", None)
+        if generation_config.is_assistant:
+            presets = None  # `logits_processor` holds the grammar of the model it drafts for, with that one's budget
         if input_ids_seq_length is not None and isinstance(presets, dict) and "text" in presets:
             request = resolve_request(
                 self.config,

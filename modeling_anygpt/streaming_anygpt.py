@@ -102,7 +102,8 @@ class PieceStreamer(BaseStreamer):
     def _send_text(self, final: bool) -> None:
         if self.prompt:
             return
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        # Special tokens are no text: a backbone's own ends of a reply.
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         # Half a character of a byte-level tokenizer decodes to U+FFFD until its last byte is here.
         if (final or not text.endswith("\ufffd")) and len(text) > len(self.sent):
             self.pieces.put(TextPiece(text[len(self.sent) :]))

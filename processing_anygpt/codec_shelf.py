@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -49,7 +50,14 @@ class CodecShelf:
                 model = diffusers_class.from_pretrained(folder, low_cpu_mem_usage=False)
             else:
                 trust = self.options.get("trust_remote_code", False)
-                model = AutoModel.from_pretrained(folder, trust_remote_code=trust, dtype=torch.float32)
+                try:
+                    model, report = AutoModel.from_pretrained(
+                        folder, trust_remote_code=trust, dtype=torch.float32, output_loading_info=True
+                    )
+                except (SafetensorError, RuntimeError) as error:
+                    raise ValueError(f"{folder} does not hold the weights of its config.json: {error}") from error
+                if missing := sorted(report["missing_keys"]):  # transformers draws them at random
+                    raise ValueError(f"{folder} lacks {len(missing)} of its tensors, {missing[0]} first.")
             self.models[name] = model.eval().to(self.device)
         return self.models[name]
 

@@ -23,11 +23,12 @@ from __future__ import annotations
 import json
 import secrets
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from .vocabulary import (
@@ -261,7 +262,7 @@ def conversation_pieces(
     separator: str,
 ) -> list[Piece]:
     """The conversation as text and ids; arguments as in `render`."""
-    messages = list(messages)
+    messages = [checked_dict(message, "message", '{"role": "user", "content": ...}') for message in messages]
     if messages and messages[0].get("role") == "system":
         system = _system_text(messages.pop(0))
     if not messages:
@@ -312,8 +313,15 @@ def _content_pieces(content: Any, copy: TextOnly, modalities: Sequence[Any]) -> 
     return pieces
 
 
+def checked_dict(value: Any, name: str, example: str) -> Mapping[str, Any]:
+    """A message or block as it is; a ValueError if it is something else."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"Got a {name} of type {type(value).__name__}, need a dict like {example}.")
+    return value
+
+
 def _block_pieces(block: dict[str, Any], copy: TextOnly, modalities: Sequence[Any]) -> list[str | list[int]]:
-    kind = block.get("type")
+    kind = checked_dict(block, "block", '{"type": "text", "text": ...}').get("type")
     if kind in ("text", "transcript"):
         text = block.get("text")
         if not isinstance(text, str):
@@ -329,15 +337,22 @@ def _block_pieces(block: dict[str, Any], copy: TextOnly, modalities: Sequence[An
     if block.get("codes") is None:
         raise ValueError(f"Got a {kind} block without codes ({sorted(block)}). Encode its media first.")
     modality = find_modality(modalities, kind)
+    if not np.size(block["codes"]):
+        raise ValueError(f"Got a {kind} block with codes of no frames, need one or more.")
     return [[modality.start_token_id, *codes_to_ids(modality, block["codes"]), modality.end_token_id]]
 
 
 def _system_text(message: dict[str, Any]) -> str:
     content = message.get("content")
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    wrong = [block.get("type") for block in blocks if block.get("type") != "text"]
-    if wrong:
-        raise ValueError(f"Got a {wrong[0]!r} block in the system message, only text is allowed there.")
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(blocks, (list, tuple)):
+        raise ValueError(f"Got a system message of type {type(content).__name__}, need a string or a list of blocks.")
+    for block in blocks:
+        kind = checked_dict(block, "block", '{"type": "text", "text": ...}').get("type")
+        if kind != "text":
+            raise ValueError(f"Got a {kind!r} block in the system message, only text is allowed there.")
+        if not isinstance(block.get("text"), str):
+            raise ValueError(f"Got text of type {type(block.get('text')).__name__} in a system block, need a string.")
     return " ".join(block["text"] for block in blocks)
 
 

@@ -37,7 +37,7 @@ def load_audio(
 
     Args:
         source: path, bytes of a file, or array `[T]`, `[channels, T]` or `[T, channels]` (numpy, torch, list).
-            Integer samples are scaled by their type's range; channels are averaged.
+            Integer samples of up to 32 bits are scaled by their type's range; channels are averaged.
         sampling_rate: Hz of what is returned.
         source_rate: Hz of an array; files know theirs.
         max_seconds: longest sound accepted, s. Files are refused by their header, before they are read.
@@ -56,7 +56,7 @@ def load_audio(
         if source_rate is None:
             raise ValueError("Got an audio array without its sampling rate. Pass sampling_rate (Hz) with it.")
         _check_rate(source_rate)
-        samples = _mono(np.asarray(source))
+        samples = _mono(_as_array(source))
         _check_duration(len(samples) / source_rate, max_seconds, "an array")
     if len(samples) == 0:
         raise ValueError("Got audio without samples. Record or choose a longer one.")
@@ -96,7 +96,7 @@ def load_image(source: Any, allow_urls: bool = False) -> Image.Image:
     elif isinstance(source, (str, os.PathLike, bytes)):
         image, name = _open_image(source, allow_urls)
     else:
-        return _image_from_array(np.asarray(source))
+        return _image_from_array(_as_array(source))
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
@@ -153,6 +153,8 @@ def _mono(samples: np.ndarray) -> np.ndarray:
     if samples.dtype.kind == "u":
         middle = 2.0 ** (8 * samples.dtype.itemsize - 1)
         samples = samples / middle - 1
+    elif samples.dtype.itemsize > 4 and samples.dtype.kind == "i":  # a list of ints: nobody records in 64 bits
+        raise ValueError(f"Got audio samples of type {samples.dtype}, whose full scale is unknown. Make them int16.")
     elif samples.dtype.kind == "i":
         samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
     elif samples.dtype.kind != "f":
@@ -164,9 +166,19 @@ def _mono(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32)
 
 
+def _as_array(source: Any) -> np.ndarray:
+    """An array of anything; of a tensor also if it is on a GPU, in bfloat16, or has a gradient."""
+    if hasattr(source, "detach"):
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+    return np.asarray(source)
+
+
 def _check_rate(rate: float) -> None:
-    if not MIN_RATE <= rate <= MAX_RATE:  # also refuses NaN
-        raise ValueError(f"Got a sampling rate of {rate} Hz, allowed are {MIN_RATE} to {MAX_RATE}. Pass the real one.")
+    if isinstance(rate, str) or not MIN_RATE <= rate <= MAX_RATE:  # also refuses NaN
+        raise ValueError(
+            f"Got a sampling rate of {rate!r} Hz, allowed are {MIN_RATE} to {MAX_RATE}. Pass the real one."
+        )
 
 
 def _check_channels(channels: int) -> None:

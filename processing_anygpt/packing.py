@@ -7,6 +7,7 @@ A *pack* is a list of row numbers whose lengths add up to at most `capacity` ids
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class PackPlan:
     def __init__(self, lengths: dict[str, np.ndarray], rates: dict[str, float], capacity: int, seed: int):
         if set(lengths) != set(rates):
             raise ValueError(f"Mixture: rates for {sorted(rates)}, rows for {sorted(lengths)}; need one rate each.")
-        wrong = {name: rate for name, rate in rates.items() if not 0 < rate < float("inf")}
+        wrong = {n: rate for n, rate in rates.items() if not (isinstance(rate, Real) and 0 < rate < float("inf"))}
         if wrong or not rates:
             raise ValueError(f"Mixture: rates must be positive numbers, got {wrong or 'none at all'}.")
         self.capacity, self.seed = capacity, seed

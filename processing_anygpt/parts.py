@@ -35,7 +35,7 @@ class Part:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix comes last: it tells Pillow and libsndfile which format to write.
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        temporary = path.with_name(f".{os.getpid()}-{path.stem}{path.suffix}")
         try:
             self._write(temporary)
             os.replace(temporary, path)
@@ -78,7 +78,7 @@ class ImagePart(Part):
         return f"ImagePart({self.image.width}x{self.image.height} px)"
 
     def _write(self, path: Path) -> None:
-        if path.suffix.lower() not in Image.registered_extensions():
+        if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:  # some are only read
             raise ValueError(f"Can't save a picture as {path.suffix or 'a file without suffix'!r}. Use .png or .jpg.")
         self.image.save(path)
 
@@ -104,7 +104,8 @@ class AudioPart(Part):
     def _write(self, path: Path) -> None:
         import soundfile  # a machine that only trains has none
 
-        if path.suffix[1:].upper() not in soundfile.available_formats():
+        kind = path.suffix[1:].upper()
+        if kind not in soundfile.available_formats() or soundfile.default_subtype(kind) is None:  # RAW has no header
             raise ValueError(
                 f"Can't save sound as {path.suffix or 'a file without suffix'!r}. Use .wav, .flac or .ogg."
             )

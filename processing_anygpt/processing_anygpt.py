@@ -5,7 +5,7 @@ names.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .codec_io import add_acoustic_codes, decode, encode, is_audio, paint
 from .codec_shelf import CodecShelf
-from .conversation import IGNORED, Piece, chat_template_for, encode_pieces, render, render_text, text_only
+from .conversation import (
+    IGNORED,
+    Piece,
+    chat_template_for,
+    checked_dict,
+    encode_pieces,
+    render,
+    render_text,
+    text_only,
+)
 from .media import MAX_SECONDS, array_to_image, image_to_array, load_audio, load_image
 from .parts import (
     AudioPart,
@@ -32,8 +41,9 @@ from .parts import (
 from .vocabulary import ASSISTANT, Modality, codes_to_ids, find_modality, modalities_from_tokenizer, text_ids
 
 AUDIO_PARTS = {"speech": SpeechPart, "music": MusicPart}  # other audio modalities give a plain AudioPart
-# Where a block keeps its media; "audio" and "image" as in transformers' own blocks.
-SOURCE_KEYS = ("path", "url", "audio", "image", "array", "bytes")
+# Where a block keeps its media; "audio" and "image" as in transformers' own blocks. What is there goes before where it
+# came from: the path that datasets puts beside an array or bytes is often of another machine.
+SOURCE_KEYS = ("array", "bytes", "path", "url", "audio", "image")
 
 
 class AnyGPTProcessor(ProcessorMixin):
@@ -134,6 +144,8 @@ class AnyGPTProcessor(ProcessorMixin):
             Codes `[K, T]` int64 of each item, K = `num_codebooks` of the table.
         """
         spec = find_modality(self.specs, modality)
+        if isinstance(items, (str, bytes, dict)) or not isinstance(items, Iterable):
+            raise ValueError(f"Got items of type {type(items).__name__}, need a list of them, also of a single one.")
         items = list(items)
         results: list[Any] = [_given_codes(spec, item) for item in items]
         todo = [index for index, codes in enumerate(results) if codes is None]
@@ -175,6 +187,8 @@ class AnyGPTProcessor(ProcessorMixin):
         if not paints and (guidance is not None or negative_codes is not None):
             raise ValueError(f"{modality} has no decoder that takes guidance or negative codes. Leave them out.")
         codes = [_checked(spec, item) for item in codes]
+        if not codes:
+            return []
         codec = self.codec(modality)
         if paints:
             negative = None if negative_codes is None else _checked(spec, negative_codes)
@@ -237,6 +251,8 @@ class AnyGPTProcessor(ProcessorMixin):
         """
         if processor_kwargs:
             padding = processor_kwargs.get("padding", padding)
+        if isinstance(conversation, str) or not isinstance(conversation, Sequence):
+            raise ValueError(f"Got a conversation of type {type(conversation).__name__}, need a list of messages.")
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         conversations = conversation if batched else [conversation]
         conversations = self._encode_blocks(conversations, allow_urls)
@@ -294,8 +310,12 @@ class AnyGPTProcessor(ProcessorMixin):
         given = {name: items for name, items in given.items() if items is not None}
         if text is None and not given:
             raise ValueError("Got neither text nor media, need at least one of them.")
+        if speech is not None and audio is not None:
+            raise ValueError("Got speech and audio, which are two names of the same. Pass one of them.")
         batched = isinstance(text, (list, tuple))
         texts = list(text) if batched else ["" if text is None else text]
+        if not texts or not all(isinstance(string, str) for string in texts):
+            raise ValueError(f"Got text={text!r}, need a string or a list of at least one.")
         pieces: list[list[Piece]] = [[(string, False)] for string in texts]
         for name, items in given.items():
             spec = find_modality(self.specs, name)
@@ -324,9 +344,12 @@ class AnyGPTProcessor(ProcessorMixin):
         for conversation in conversations:
             messages = []
             for message in conversation:
-                message = dict(message)
+                message = dict(checked_dict(message, "message", '{"role": "user", "content": ...}'))
                 if isinstance(message.get("content"), (list, tuple)):
-                    message["content"] = [dict(block) for block in message["content"]]
+                    message["content"] = [
+                        dict(checked_dict(block, "block", '{"type": "text", "text": ...}'))
+                        for block in message["content"]
+                    ]
                     for block in message["content"]:
                         if block.get("type") == "audio" and "audio" not in names:
                             block["type"] = "speech"
@@ -380,7 +403,10 @@ class AnyGPTProcessor(ProcessorMixin):
             TextPart, TranscriptPart, ImagePart, SpeechPart, MusicPart, AudioPart; an item that was cut off before it
             could be decoded is an UnfinishedPart.
         """
-        segments = parse(_as_list(ids), self.tokenizer, self.specs)
+        ids = _as_list(ids)
+        if any(isinstance(row, list) for row in ids):
+            raise ValueError(f"Got a batch of {len(ids)} replies, need the ids of one. Parse them one by one.")
+        segments = parse(ids, self.tokenizer, self.specs)
         for name in joined:
             segments = join_items(segments, find_modality(self.specs, name).name)
         parts: list[Any] = [None] * len(segments)
@@ -452,7 +478,8 @@ FROM_PRETRAINED_OPTIONS = ("trust_remote_code", "cache_dir", "local_files_only",
 
 
 def _as_list(ids: Any) -> list:
-    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    """Ids, or rows of ids, as lists of ints."""
+    return ids.tolist() if hasattr(ids, "tolist") else [i.tolist() if hasattr(i, "tolist") else i for i in ids]
 
 
 def _given_codes(spec: Modality, item: Any) -> np.ndarray | None:
@@ -464,10 +491,14 @@ def _given_codes(spec: Modality, item: Any) -> np.ndarray | None:
 
 
 def _checked(spec: Modality, item: Any) -> np.ndarray:
-    """Codes as `[K, T]`; a ValueError for another shape or range."""
-    codes = np.asarray(item, dtype=np.int64).reshape(spec.num_codebooks, -1)
+    """Codes as `[K, T]` int64; a ValueError for another shape, type or range, and for none at all."""
+    codes = np.asarray(item)
+    codes = codes[0] if codes.ndim == 3 and len(codes) == 1 else codes  # a batch of one
+    codes = codes[None] if codes.ndim == 1 else codes
     codes_to_ids(spec, codes)
-    return codes
+    if not codes.size:
+        raise ValueError(f"Got {spec.name} codes without a frame, need one or more.")
+    return codes.astype(np.int64)
 
 
 def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool, max_seconds: float) -> np.ndarray:
@@ -482,9 +513,9 @@ def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool
         if item.get("url") is found[0] and not allow_urls:
             raise ValueError(f"{found[0]} is not fetched unless asked. Pass allow_urls=True, or download it.")
         item = found[0]
+    if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} or {"bytes", "path"} inside a block
+        return _load(spec, item, sampling_rate, allow_urls, max_seconds)
     if spec.sampling_rate is not None:
-        if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} inside a block
-            return _load(spec, item, sampling_rate, allow_urls, max_seconds)
         if isinstance(item, tuple):
             item, sampling_rate = item
         waveform = load_audio(item, spec.sampling_rate, sampling_rate, max_seconds, allow_urls)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from modeling_anygpt.generation_anygpt import resolve_request
+from modeling_anygpt.generation_anygpt import REQUEST_KEYS, resolve_request
 
 from .conversation import IGNORED
 from .instructions import opening_of
@@ -55,11 +55,11 @@ def generate_best(
         ValueError: several candidates where no item, or more than one, is required; no instruction; an option that
             needs or makes another number of replies.
     """
-    settings = options.get("generation_config") or model.generation_config
-    asked = options.get("output_modalities", getattr(settings, "output_modalities", None))
-    required = resolve_request(
-        model.config, asked, options.get("required_modalities"), options.get("generation_mode")
-    ).required
+    # What `generate` goes by: the options, the generation config that is given, the checkpoint's.
+    given = {key: options[key] for key in REQUEST_KEYS if options.get(key) is not None}
+    settings, _ = model._prepare_generation_config(options.get("generation_config"), **given)
+    asked = (settings.output_modalities, settings.required_modalities, settings.generation_mode)
+    required = resolve_request(model.config, *asked).required
     stored = settings_of(settings, required)
     count = stored.get("candidates", 1) if candidates is None else candidates
     if count < 1:
@@ -72,7 +72,8 @@ def generate_best(
             f"Got candidates={count} for a reply that must hold {' and '.join(required) or 'nothing but text'}. "
             "Candidates are compared by the one item that is asked for: require one, or leave candidates out."
         )
-    if unfit := [name for name in ONE_REPLY if name in options]:
+    unfit = [name for name in ONE_REPLY if name in options] + ["num_beams"] * ((settings.num_beams or 1) > 1)
+    if unfit:
         raise ValueError(f"{unfit[0]} does not go with candidates={count}. Leave it out, or set candidates=1.")
     instruction = instruction or stored.get("instruction")
     if not instruction:
@@ -81,10 +82,10 @@ def generate_best(
             'example "Describe this picture."'
         )
     sampling = {"num_return_sequences": count, "do_sample": True}
-    if "generation_config" in options:  # transformers wants all settings in the one that is given, or none
-        settings = copy.deepcopy(settings)
-        settings.update(**sampling)
-        sampling = {"generation_config": settings}
+    if options.get("generation_config") is not None:
+        config = copy.deepcopy(options["generation_config"])  # transformers wants all settings in it, or none
+        config.update(**sampling)
+        sampling = {"generation_config": config}
     output = model.generate(**prompt, **(options | sampling))
     replies = output[:, input_ids.shape[1] :].tolist()
     requests = [request_text(ids, processor) for ids in input_ids.tolist() for _ in range(count)]
@@ -96,9 +97,7 @@ def generate_best(
     scores[whole] = read_back(model, processor, required[0], codes, texts, instruction)
     best = scores.view(-1, count).argmax(1)
     output = output.view(len(best), count, -1)[torch.arange(len(best), device=best.device), best]
-    # A generation config that is given may leave the ends to the checkpoint, as `generate` does.
-    ends = model.generation_config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
-    return output[:, : input_ids.shape[1] + longest(output[:, input_ids.shape[1] :], ends)]
+    return output[:, : input_ids.shape[1] + longest(output[:, input_ids.shape[1] :], settings.eos_token_id)]
 
 
 def settings_of(generation_config: Any, required: tuple[str, ...]) -> dict:

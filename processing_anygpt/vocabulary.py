@@ -10,7 +10,7 @@ Token strings and their order are those of the released AnyGPT (OpenMOSS/AnyGPT 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,11 @@ class Modality:
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Modality:
         unknown = set(row) - {field.name for field in fields(cls)}
-        if unknown:
+        missing = {field.name for field in fields(cls) if field.default is MISSING} - set(row)
+        if unknown or missing:
             raise ValueError(
-                f"Unknown fields {sorted(unknown)} in the modality table. Known: {[f.name for f in fields(cls)]}."
+                f"Unknown fields {sorted(unknown)}, missing fields {sorted(missing)} in a row of the modality table. "
+                f"Known: {[f.name for f in fields(cls)]}."
             )
         return cls(**row)
 

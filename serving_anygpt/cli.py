@@ -229,8 +229,8 @@ def check_generate(arguments: argparse.Namespace, config: dict) -> list[dict]:
     row = media.check_modality(arguments.to, config)
     media.check_modality(arguments.audio, config, text=False)
     if arguments.voice:
-        if not row.get("sampling_rate"):
-            raise ValueError(f"--voice is for answers that are heard, not for --to {arguments.to}.")
+        if not row.get("sampling_rate") or not (row.get("decoder") or arguments.to == "speech"):
+            raise ValueError(f"--voice is for answers that are spoken, not for --to {arguments.to}.")
         media.existing(arguments.voice)
     if arguments.candidates and not row:
         raise ValueError("--candidates is for answers that can be shown back to the model, not for --to text.")

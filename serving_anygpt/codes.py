@@ -54,9 +54,9 @@ def read_line(line: str, number: int, config: dict) -> tuple[str, np.ndarray, st
     where = f"line {number} of standard input"
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{where} is not JSON. It should be what `anygpt encode` prints.") from None
-    if not isinstance(record, dict) or "codes" not in record or "modality" not in record:
+    if not isinstance(record, dict) or "codes" not in record or not isinstance(record.get("modality"), str):
         raise ValueError(f'{where} needs "modality" and "codes", as `anygpt encode` prints them.')
     row = media.check_modality(record["modality"], config, text=False)
     try:

@@ -1,11 +1,14 @@
 """A loaded model with its processor, and one question answered by it. The commands share this and nothing else."""
 
 import dataclasses
+import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from modeling_anygpt.configuration_anygpt import find_modality
@@ -20,10 +23,20 @@ TEXT_TOKENS = 128  # of a reply, around its items
 DEFAULT_SECONDS = 30.0  # longest sound of a modality whose row of the table sets no limit
 
 
+@contextmanager
+def whole(folder: str | os.PathLike):
+    """What transformers raises at a damaged checkpoint, as a ValueError that names the folder."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
+
+
 def load_processor(folder: str):
     """The processor of a checkpoint folder; its codecs load when first needed."""
     only_ours()
-    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    with whole(folder):
+        return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
 @dataclass
@@ -47,12 +60,14 @@ class Engine:
     def __init__(self, folder: str, quiet: bool = False):
         self.quiet = quiet
         self.instructions = instructions_of(folder)
-        with step("loading the model", quiet):
-            try:
-                self.processor = load_processor(folder)
-                self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-            except (SafetensorError, RuntimeError, KeyError) as error:
-                raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
+        with step("loading the model", quiet), whole(folder):
+            self.processor = load_processor(folder)
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+        if missing := sorted(report["missing_keys"]):  # transformers draws them at random
+            raise ValueError(f"{folder} is not complete: it lacks {len(missing)} tensors, {missing[0]} first.")
+        self.model = model.eval()
 
     def sampling_rate(self, modality: str) -> int:
         return find_modality(self.model.config.modalities, modality).sampling_rate

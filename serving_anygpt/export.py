@@ -23,6 +23,7 @@ import processing_anygpt  # noqa: F401  registers the classes with transformers
 from modeling_anygpt import AnyGPTConfig, check_compatible
 
 from . import media
+from .engine import whole
 from .progress import step
 
 # What transformers writes for a tokenizer, in its present and older forms.
@@ -56,10 +57,11 @@ def export(folder: str, out: str, target: str = "plain", adapter: str | None = N
     """
     media.model_config(folder)
     folder = Path(folder)
-    config = AutoConfig.from_pretrained(folder)
     if not has_tokenizer(folder):
         raise ValueError(f"{folder} has no tokenizer. Put its files there.")
-    check_compatible(config, AutoTokenizer.from_pretrained(folder))
+    with whole(folder):
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    check_compatible(config, tokenizer)
     plain = plain_config(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plain)
@@ -159,7 +161,8 @@ def merge(folder: Path, adapter: str):
     weights = adapter / "adapter_model.safetensors"
     if not (adapter / "adapter_config.json").is_file() or not weights.is_file():
         raise ValueError(f"{adapter} holds no adapter: needs adapter_config.json and adapter_model.safetensors.")
-    config = PeftConfig.from_pretrained(adapter)
+    with whole(adapter):
+        config = PeftConfig.from_pretrained(adapter)
     if config.is_prompt_learning:
         raise ValueError(f"{adapter} is of type {config.peft_type.value}, which no weights can hold. Use a LoRA.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -32,11 +33,15 @@ from processing_anygpt.conversation import chat_template_for
 from processing_anygpt.instructions import load_instructions
 
 from . import media
+from .engine import whole
 from .export import has_tokenizer
 from .progress import step
 from .requests import PROMPTS_FILE, write_prompts
 
 MULTIPLE = 64  # of rows: with an odd number GPUs fall back to slow kernels in the head
+# What transformers raises at files that are cut short, or hold something else.
+BROKEN = (OSError, SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, struct.error)
+BROKEN += (StrictDataclassError,)
 NOISE = 0.1  # standard deviation of a new row around the mean, in those of the old rows
 
 
@@ -71,7 +76,8 @@ def init(
     """
     source = find_backbone(backbone)
     media.model_config(like)
-    old_processor = AnyGPTProcessor.from_pretrained(like)
+    with whole(like):
+        old_processor = AnyGPTProcessor.from_pretrained(like)
     specs = chosen_rows(old_processor, modalities, like)
     wording = load_instructions([spec.name for spec in specs], instructions) if instructions else {}
     with media.new_folder(out) as temporary:
@@ -165,17 +171,20 @@ def load_backbone(source: dict):
             from transformers import GgufConfig  # newer than what the rest needs
 
             options["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(config=config, dtype="auto", **options).eval()
-    except (OSError, SafetensorError, RuntimeError, LookupError, struct.error) as error:  # files cut short
-        reason = str(error).strip().split("\n")[0]
+        options |= {"dtype": "auto", "output_loading_info": True}
+        model, report = AutoModelForCausalLM.from_pretrained(config=config, **options)
+    except BROKEN as error:
+        reason = " ".join(str(error).split())
         raise ValueError(f"Cannot load {source['pretrained_model_name_or_path']}: {reason}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers draws them at random
+        raise ValueError(f"The backbone lacks {len(missing)} of its tensors, {missing[0]} first. Give it whole.")
     if not tokenizer.is_fast:
         raise ValueError(f"The backbone's tokenizer ({type(tokenizer).__name__}) is not a fast one.")
     if tokenizer.pad_token is None:  # Llama has none; batches need one, and the mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # what `generate` needs of a batch
     tokenizer.chat_template = None
-    return model, tokenizer
+    return model.eval(), tokenizer
 
 
 def adopt(stock, tokenizer, specs: list[ModalitySpec]) -> AnyGPTForCausalLM:

@@ -87,11 +87,16 @@ def model_config(folder: str | os.PathLike) -> dict:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a model folder: it has no config.json.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / 'config.json'} is not valid JSON ({error}).") from None
     if not isinstance(config, dict) or "modalities" not in config:
         kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{folder} holds a {kind!r} model, not an AnyGPT one: its config.json has no modality table.")
+    rows = config["modalities"]
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows
+    ):
+        raise ValueError(f"The modalities of {folder / 'config.json'} are not a list of rows with a name each.")
     return config
 
 

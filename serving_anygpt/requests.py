@@ -50,7 +50,7 @@ def compose(blocks: list[dict], to: str, instructions: dict = INSTRUCTIONS) -> l
     wording = instructions.get(("text", to), ["{text}"])
     if opening_of(text, openings(wording)):
         return [{"type": "text", "text": text}]
-    return [{"type": "text", "text": wording[0].format(text=text)}]
+    return [{"type": "text", "text": wording[0].replace("{text}", text)}]
 
 
 def voice_block(path: str, sampling_rate: int) -> dict:

@@ -150,6 +150,12 @@ def test_musiccaps_finds_clips_of_both_names(adapters, tmp_path):
     assert [Path(item.media).name for item in items[:2]] == ["[-0vPFx-wRR0]-[30-40].wav", "-0vPFx-wRR1.wav"]
 
 
+def test_musiccaps_may_come_from_a_spreadsheet(adapters, tmp_path):
+    table, audio = miniatures.musiccaps(tmp_path)
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert len(adapters.musiccaps(table, audio)) == 3
+
+
 def test_musiccaps_leaves_out_clips_only_if_told_to(adapters, tmp_path):
     table, audio = miniatures.musiccaps(tmp_path)
     (audio / "-0vPFx-wRR1.wav").unlink()
@@ -162,6 +168,8 @@ def test_musiccaps_names_what_is_missing(adapters, tmp_path):
     table, audio = miniatures.musiccaps(tmp_path)
     assert str(tmp_path / "other.csv") in refusal(lambda: adapters.musiccaps(tmp_path / "other.csv", audio))
     assert str(tmp_path / "clips") in refusal(lambda: adapters.musiccaps(table, tmp_path / "clips"))
+    table.write_text("ytid,start_s,end_s,caption\nx,1\n")
+    assert f"row 1 of {table} lacks some of ytid" in refusal(lambda: adapters.musiccaps(table, audio))
     table.write_text("id,caption\n1,hum\n")
     assert "no column ytid, start_s, end_s" in refusal(lambda: adapters.musiccaps(table, audio))
 
@@ -200,6 +208,14 @@ def test_saved_dataset_names_what_is_missing(adapters, tmp_path):
     assert str(tmp_path / "gone") in refusal(lambda: adapters.saved_dataset(tmp_path / "gone", "sound", "text"))
     (tmp_path / "data" / "dataset_info.json").unlink()
     assert "dataset_info.json" in refusal(lambda: adapters.saved_dataset(tmp_path / "data", "sound", "text"))
+
+
+@pytest.mark.parametrize("row, lost", [((None, "a"), "sound"), ((b"x", None), "text"), ((b"x", ""), "text")])
+def test_saved_dataset_names_what_is_empty(adapters, tmp_path, row, lost):
+    rows = {"sound": [b"x", row[0]], "text": ["a", row[1]]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "data"))
+    message = refusal(lambda: adapters.saved_dataset(tmp_path / "data", "sound", "text"))
+    assert f"row 1 of {tmp_path / 'data'} has no {lost}" in message
 
 
 def test_equal_ids_are_refused(adapters, tmp_path):

@@ -1,8 +1,11 @@
 """The `anygpt` command: what it makes, and one line for whatever is wrong."""
 
+import functools
+import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from serving_anygpt import __version__, media
 
@@ -34,6 +37,7 @@ BAD = {
     "output is a folder": ("generate --to text --out folder hello", "Cannot write"),
     "output folder missing": ("generate --to image --out nowhere/x.png hello", "Cannot write to folder nowhere"),
     "output folder is a file": ("demo --out words.txt", "Cannot write to folder words.txt"),
+    "voice of music": ("generate --to music --voice tone.wav hello", "answers that are spoken"),
     "voice of a picture": ("generate --to image --voice tone.wav hello", "--voice"),
     "length of a picture": ("generate --to image --max-seconds 2 hello", "--max-seconds"),
     "length": ("generate --to speech --max-seconds -1 hello", "positive"),
@@ -66,6 +70,8 @@ DECODE_BAD = {
     "not JSON": ("hello\n", "line 1"),
     "not an object": ("[1, 2]\n", "line 1"),
     "no codes": ('{"modality": "image"}\n', "codes"),
+    "modality of another type": ('{"modality": ["image"], "codes": [[1]]}\n', "line 1"),
+    "too deep": ("[" * 100_000, "line 1 of standard input is not JSON"),
     "unknown modality": ('{"modality": "video", "codes": [[1]]}\n', "Unknown modality 'video'"),
     "ragged": ('{"modality": "speech", "codes": [[1, 2], [3]]}\n', "codes"),
     "empty": ('{"modality": "speech", "codes": [[]]}\n', "codes"),
@@ -110,3 +116,43 @@ def test_incomplete_checkpoint(files, anygpt, checkpoint):
     weights.write_bytes(weights.read_bytes()[:1000])
     code, _, error = anygpt("generate --json --model copy --to text hello")
     assert code == 2 and len(error.strip().splitlines()) == 1 and "copy" in error
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        functools.reduce(dict.__getitem__, parents, content)[last] = value
+    path.write_text(json.dumps(content))
+
+
+def lose(path):
+    tensors = load_file(path)
+    tensors.pop(min(tensors))
+    save_file(tensors, path, {"format": "pt"})
+
+
+DAMAGED = {
+    "table that is none": (lambda c: edit(c / "config.json", modalities=["image"]), "not a list of rows with a name"),
+    "config too deep": (lambda c: (c / "config.json").write_text("[" * 100_000), "not valid JSON"),
+    "size that is no number": (lambda c: edit(c / "config.json", text_config__hidden_size="x"), "hidden_size"),
+    "layer without weights": (lambda c: edit(c / "config.json", text_config__num_hidden_layers=6), "it lacks"),
+    "processor that is none": (lambda c: (c / "processor_config.json").write_text("[]"), "complete checkpoint"),
+    "codec cut short": (lambda c: cut(c / "speech_codec" / "model.safetensors"), "speech_codec does not hold"),
+    "codec without a tensor": (lambda c: lose(c / "speech_codec" / "model.safetensors"), "lacks 1 of its tensors"),
+    "codec of another size": (lambda c: edit(c / "speech_codec" / "config.json", codebook_size=512), "does not hold"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_checkpoint(name, files, anygpt, checkpoint):
+    damage, message = DAMAGED[name]
+    shutil.copytree(checkpoint, files / "copy", dirs_exist_ok=True)
+    damage(files / "copy")
+    code, output, error = anygpt("generate --json --model copy --to text tone.wav")
+    assert code == 2 and output == "" and len(error.strip().splitlines()) == 1, error
+    assert "copy" in error and message in error, error

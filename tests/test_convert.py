@@ -417,6 +417,10 @@ SPOILED = {
         lambda r: change_json(r / "llm/config.json", hidden_size=32),
         r"not those of its config.json: of \d+ tensors \d+ of another shape \(lm_head.weight is \[49420, 16\], exp",
     ),
+    "llm: text for a number in the config": (
+        lambda r: change_json(r / "llm/config.json", hidden_size="16"),
+        "config.json does not describe a 'llama' model: .*hidden_size",
+    ),
     "llm: nonsense in the config": (
         lambda r: change_json(r / "llm/config.json", num_attention_heads=0),
         "config.json does not describe|No AnyGPTForCausalLM can be built",
@@ -486,6 +490,10 @@ SPOILED = {
     "speech: config of another": (
         lambda r: change_json(r / "speechtokenizer/config.json", n_filters=4),
         "does not hold the SpeechTokenizer that .* describes",
+    ),
+    "speech: no layers in the config": (
+        lambda r: change_json(r / "speechtokenizer/config.json", lstm_layers=0),
+        "No SpeechTokenizerModel can be built",
     ),
     "speech: config of the language model": (
         lambda r: rewrite(r / "speechtokenizer/config.json", (r / "llm/config.json").read_text()),

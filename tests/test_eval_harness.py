@@ -1,6 +1,8 @@
 """eval/harness.py: log-likelihood tasks on local data, before and after growing a backbone."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +39,15 @@ def task(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "local.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"), encoding="utf-8")
     return tmp_path
+
+
+def test_without_the_harness_its_extra_is_named(tmp_path):
+    (tmp_path / "lm_eval.py").write_text("raise ImportError('No module named lm_eval')")
+    command = [sys.executable, str(EVAL / "harness.py"), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}  # before what is installed
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("pip install -e '.[harness]'")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow  # the harness alone takes ten seconds to import

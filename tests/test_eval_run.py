@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from processing_anygpt.tiny_world import language, pictures
 EVAL = Path(__file__).parent.parent / "eval"
 sys.path.insert(0, str(EVAL))  # siblings of the scripts import each other by name
 
+import judges  # noqa: E402
 import protocol  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
@@ -103,6 +105,9 @@ def test_the_hash_is_of_the_content_not_of_the_layout(tmp_path):
         ({"task": "asl"}, "unknown task 'asl'. Known: asr"),
         ({"rows": [{"name": "x"}]}, "row 1.*metric"),
         ({"rows": [{"name": "x", "metric": "wer"}] * 2}, "two rows are called 'x'"),
+        ({"rows": [{"name": "x", "metric": "wre"}]}, "row 'x': metric is 'wre'. Known: mean, bleu, .*wer"),
+        ({"rows": [{"name": "x", "metric": "wer", "better": "less"}]}, "better is 'less'. Known: higher, lower"),
+        ({"rows": ["wer"]}, "row 1: got 'wer', need keys"),
     ],
 )
 def test_a_wrong_protocol_is_refused(change, message, tmp_path):
@@ -110,6 +115,48 @@ def test_a_wrong_protocol_is_refused(change, message, tmp_path):
     (tmp_path / "asr.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=message):
         protocol.read(tmp_path / "asr.yaml")
+
+
+@pytest.mark.parametrize("text, message", [("", "holds no keys. Known: .*task"), ("a: [", "is no valid YAML")])
+def test_what_is_no_protocol_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no protocols"):
+        protocol.choose("all", str(tmp_path))
+    (tmp_path / "asr.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        protocol.choose("all", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"source": "tiny_secnes"}, "unknown data source 'tiny_secnes'"),
+        ({"options": {"cuont": 3}}, "options of tiny_scenes: .*'cuont'. Known: count, show"),
+        ({"source": "coco", "options": {"spilt": "val"}}, "options of coco: .*'spilt'. Known: split"),
+    ],
+)
+def test_wrong_data_of_a_protocol_are_refused(change, message, protocols, tmp_path):
+    wanted = protocol.read(protocols / "image_captioning.yaml")
+    with pytest.raises(ValueError, match=message):
+        examples.load(replace(wanted, data=wanted.data | change), tmp_path)
+    with pytest.raises(ValueError, match="Judge dnsmos: .*'grammar'"):
+        judges.build({"judge": "dnsmos", "grammar": "open"}, tmp_path, None)
+    with pytest.raises(ValueError, match="got a sample of {'count': 1}. Give its count and seed"):
+        examples.sample([1, 2], {"count": 1}, "p")
+
+
+def test_a_voice_without_a_second_recording_is_no_prompt():
+    """The recording itself would be: the model would be given the right answer."""
+    items = [SimpleNamespace(id=i, texts=("x",), media=f"{i}.wav", speaker=i[0]) for i in ("a1", "a2", "b1")]
+    assert [example.voice for example in examples.as_examples("tts", items[:2], items)] == ["a2.wav", "a1.wav"]
+    with pytest.raises(ValueError, match="The speaker of b1 has no other recording"):
+        examples.as_examples("tts", items, items)
+
+
+def test_a_damaged_sound_is_said_in_one_line(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF no more")
+    for medium in (str(tmp_path / "a.wav"), str(tmp_path / "gone.wav"), b"RIFF no more"):
+        with pytest.raises(ValueError, match="Can't read .* as audio: "):
+            examples.sound(medium)
 
 
 # ---------------------------------------------------------------- runs
@@ -200,6 +247,9 @@ def test_records_of_several_processes_and_of_other_runs(tmp_path):
         results.append(tmp_path / f"task.key.{rank}.jsonl", [{"id": i} for i in ids])
     results.append(tmp_path / "task.other.0.jsonl", [{"id": "x"}])
     assert sorted(results.read_records(tmp_path, "task", "key")) == ["a", "b", "c"]
+    line = {"id": "d", "text": "read\u2028after\u2029lines\x85end"}  # no ends of lines to JSON
+    results.append(tmp_path / "task.key.0.jsonl", [line])
+    assert results.read_records(tmp_path, "task", "key")["d"] == line
     header = {"seed": 0, "hash": "a"}
     assert (
         results.key_of(header)
@@ -221,9 +271,80 @@ def test_another_seed_is_another_run(evaluated, protocols, checkpoint):
     assert numbers({"tiny": tables.load([out])["tiny"]}) == {k: v for k, v in numbers(found).items() if k[0] == "tiny"}
 
 
+def test_other_media_with_the_same_ids_and_texts_are_another_run(tmp_path, monkeypatch):
+    """A noisy copy of a data set: what was heard in the clean one is not taken for it."""
+    wanted = {"task": "asr", "about": "a", "prompt": ["hear", {"speech": "given"}]}
+    wanted["data"] = {"source": "saved_dataset", "version": "v", "options": {"media": "audio", "text": "text"}}
+    wanted["rows"] = [{"name": "w", "metric": "wer", "better": "lower"}]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "asr.yaml").write_text(yaml.safe_dump(wanted))
+    heard = []
+    monkeypatch.setattr(systems.Constant, "answer", lambda self, wanted, batch, seed: heard.append(batch[0].given)
+                        or [systems.Output("a b")] * len(batch))  # fmt: skip
+    for name in ("clean", "noisy"):
+        table = datasets.Dataset.from_dict({"audio": [name.encode()], "text": ["a b"]})
+        table.save_to_disk(tmp_path / name)
+        words = ["--task", "asr", "--protocols", str(tmp_path / "set"), "--data", str(tmp_path / name), "--cpu"]
+        for _ in range(2):  # the second time all is done
+            run.main([*words, "--out", str(tmp_path / "out"), "--model", "broken:silence"])
+    assert heard == [b"clean", b"noisy"]
+    table = datasets.Dataset.from_dict({"audio": [b"x"], "text": ["..."]}).save_to_disk(tmp_path / "mute")
+    with pytest.raises(ValueError, match="Data set: row 0 .* no text|leaves no words"):
+        wanted["rows"][0]["options"] = {"normaliser": "basic"}
+        (tmp_path / "set" / "asr.yaml").write_text(yaml.safe_dump(wanted))
+        run.main([*words[:4], "--data", str(tmp_path / "mute"), "--out", str(tmp_path / "no"), "--model", "original"])
+
+
+def test_candidates_may_be_told_to_be_sampled(protocols, checkpoint, tmp_path):
+    """As the paper's protocols say; a checkpoint that chooses among replies samples them anyway."""
+    wanted = protocol.read(protocols / "text_to_image.yaml")
+    told = replace(wanted, decoding=wanted.decoding | {"do_sample": True})
+    model, asked = systems.Model("tiny", checkpoint, "cpu", candidates=2), examples.load(wanted, tmp_path)[:1]
+    first, second = (model.answer(each, asked, seed=0)[0].ids for each in (wanted, told))
+    assert first == second
+
+
+def test_the_key_is_of_all_code_that_makes_numbers():
+    names = {path.relative_to(EVAL.parent).as_posix() for path in results.code_files()}
+    assert {"eval/judges.py", "eval/metrics/wer/wer.py", "processing_anygpt/judging/scores.py"} <= names
+    assert {"modeling_anygpt/generation_anygpt.py", "processing_anygpt/tiny_world/language.py"} <= names
+
+
+def test_an_answer_without_a_word_is_judged_too():
+    """Its own text is the reference, of which the normaliser may leave nothing."""
+    row = protocol.Row("r", "wer", field="heard", against="text", options={"normaliser": "whisper_english"})
+    records = [{"id": str(i), "text": text, "judged": {"heard": "yes"}} for i, text in enumerate(["Um.", "Yes."])]
+    example = examples.Example("0", ("x",))
+    found = results.scored(row, (example, example), tuple(records), Path(), {})
+    assert found["items"] == {"0": [1.0, 1.0], "1": [0.0, 1.0]}
+
+
+def test_systems_have_names_of_their_own(checkpoint, tmp_path):
+    for words, name in (
+        (checkpoint, Path(checkpoint).name), (f"codec:{checkpoint}", f"codec-{Path(checkpoint).name}"),
+        (f"broken:shuffled:{checkpoint}", f"shuffled-{Path(checkpoint).name}"), (f"a={checkpoint}", "a"),
+        ("b=first:" + checkpoint, "b"), ("broken:silence", "silence"), ("c=original", "c"),
+    ):  # fmt: skip
+        assert systems.parse(words)[0] == name
+    (tmp_path / "lr=1" / "model").mkdir(parents=True)
+    (tmp_path / "lr=1" / "model" / "config.json").write_text('{"model_type": "anygpt"}')
+    folder = str(tmp_path / "lr=1" / "model")
+    assert systems.parse(folder) == ("model", "", folder) and systems.parse(f"x={folder}") == ("x", "", folder)
+    with pytest.raises(ValueError, match="two systems called 'model', whose results would be one file"):
+        systems.check([folder, f"model=first:{folder}"], tmp_path)
+    with pytest.raises(ValueError, match="inside the checkpoint"):
+        systems.check([f"codec:{folder}"], Path(folder) / "results")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="holds a 'llama' model, need an AnyGPT checkpoint: `anygpt init`"):
+        systems.parse(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        ("--task text_to_image --protocols tiny --model original --limit 0", "Got --limit 0; allowed"),
+        ("--task text_to_image --protocols tiny --model original --batch -1", "Got --batch -1; allowed"),
+        ("--task text_to_image --protocols tiny --model codec:nofolder", "nofolder is no checkpoint folder.*codec:"),
         ("--task asr --protocols nowhere --model original", "No set of protocols 'nowhere'. There are: paper, tiny"),
         ("--task tts --model original", "No judge openai/whisper-medium in JUDGES: hf download openai/whisper-medium"),
         ("--task text_to_image --protocols tiny --model nofolder", "nofolder is no checkpoint folder"),
@@ -290,6 +411,34 @@ def test_what_belongs_in_no_common_table_is_refused(change, message):
     with pytest.raises(ValueError, match=f"A and B hold .*{message}"):
         tables.refuse_mixtures(first, first | {"folder": "B"} | change)
     tables.refuse_mixtures(first, first | {"system": {"name": "b", "fingerprint": "y"}})
+
+
+def test_results_of_other_data_and_other_files_are_refused(tmp_path):
+    first = {"protocol": {"name": "p", "hash": "1"}, "system": {"name": "a"}, "folder": "A"}
+    first["items"] = [{"id": "0", "texts": ["x"]}, {"id": "1", "texts": ["y"]}]
+    second = first | {"system": {"name": "b"}, "folder": "B", "items": [{"id": "1", "texts": ["y"]}]}
+    tables.refuse_mixtures(first, second)  # fewer items of the same data
+    second["items"] = [{"id": "1", "texts": ["z"]}]
+    with pytest.raises(ValueError, match="A and B hold results for p of two data sets: 1 is"):
+        tables.refuse_mixtures(first, second)
+    (tmp_path / "model").mkdir()
+    for text, message in (('{"system": ', "x.json is damaged"), ('{"a": 1}', "x.json is no result file")):
+        (tmp_path / "model" / "x.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            tables.load([tmp_path])
+
+
+def test_a_card_has_rows_that_only_the_original_has():
+    row = {"name": "r", "judge": "j", "better": "higher", "bar": {"least": 0.5}}
+    scores = {"value": 1.0, "low": 1.0, "high": 1.0, "count": 9}
+
+    def system(kind, name, rows):
+        return {name: {"task": "asr", "protocol": {"name": name, "file": {"rows": [row]}}, "system": {"kind": kind},
+                       "rows": rows}}  # fmt: skip
+
+    found = {"m": system("model", "q", [row | scores]), "o": system("original", "p", [row | scores])}
+    text = tables.card_table(found, "m")
+    assert "| r | j |  |  | >= 0.50 | 1.000 |" in text and "| 9 | >= 0.50, reached |  |" in text
 
 
 def test_floors_are_shown_and_what_is_above_them_marked():

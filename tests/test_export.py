@@ -153,6 +153,12 @@ def bad(grown, checkpoint, tmp_path_factory):
     shutil.copytree(bad / "lora", bad / "lora cut")
     weights = bad / "lora cut" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    shutil.copytree(bad / "lora", bad / "lora of nothing")
+    (bad / "lora of nothing" / "adapter_config.json").write_text("[]")
+    shutil.copytree(good, bad / "odd heads")
+    config = json.loads((good / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 5
+    (bad / "odd heads" / "config.json").write_text(json.dumps(config))
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, token_dim=32, num_layers=2)
     get_peft_model(AutoModelForCausalLM.from_pretrained(good), prompt).save_pretrained(bad / "prompt")
     (bad / "taken").mkdir()
@@ -170,6 +176,8 @@ BAD = {
     "weights of another": ("other_weights out", "tensors are not those of its config.json"),
     "tokenizer of another": ("other_tokenizer out", "tokenizer"),
     "no tokenizer": ("no_tokenizer out", "no tokenizer has no tokenizer"),
+    "impossible sizes": ("odd_heads out", "odd heads is not a complete checkpoint"),
+    "no config of an adapter": ("good out --adapter lora_of_nothing", "lora of nothing is not a complete"),
     "no adapter": ("good out --adapter taken", "taken holds no adapter"),
     "adapter cut short": ("good out --adapter lora_cut", "lora cut is not an adapter of good"),
     "adapter of other shapes": ("good out --adapter lora_of_another_model", "is not an adapter of good"),

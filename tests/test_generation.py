@@ -1,5 +1,6 @@
 """No reply is malformed, cut inside a frame or in a modality nobody asked for, whatever the logits say."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -180,6 +181,19 @@ def test_speculation_changes_nothing():
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **options), expected)
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("output", [("image",), ("text", "music"), NAMES], ids="+".join)
+def test_another_model_drafts(output, sampled):
+    """It drafts under the grammar and the budget of the model it drafts for, not of the few tokens of a draft."""
+    model, assistant = tiny_model(), tiny_model(seed=1)
+    assistant.generation_config.num_assistant_tokens = 3
+    options = dict(max_new_tokens=24, do_sample=sampled, output_modalities=output, required_modalities=output[-1:])
+    ids = torch.tensor([PROMPT])
+    out = model.generate(ids, assistant_model=assistant, **options)
+    check([out[0, 6:].tolist()], PROMPT, output, output[-1:], 24)
+    assert sampled or torch.equal(out, model.generate(ids, **options))
+
+
 def test_embeddings_as_prompt():
     model = tiny_model()
     embeddings = model.get_input_embeddings()(torch.tensor([PROMPT]))
@@ -222,6 +236,12 @@ def test_transcript_of_a_spoken_instruction():
         (PROMPT, {"modality_presets": {"video": {}}}, "unknown modality 'video'"),
         (PROMPT, {"modality_presets": {"speech": {"temprature": 1}}}, "unknown keys \\['temprature'\\]"),
         (PROMPT, {"modality_presets": {"speech": {"temperature": 0}}}, "For greedy choice set top_k=1"),
+        (PROMPT, {"modality_presets": {"speech": {"temperature": float("nan")}}}, "must be positive"),
+        (PROMPT, {"modality_presets": {"speech": {"top_p": "high"}}}, "Preset of 'speech': values are numbers"),
+        (PROMPT, {"modality_presets": {"speech": 0.5}}, "got 0.5, need a dict of temperature"),
+        (PROMPT, {"top_k": -1}, "a whole one \\(0: off\\)"),
+        (PROMPT, {"top_k": 2.5}, "a whole one \\(0: off\\)"),
+        (PROMPT, {"eos_token_id": -1}, "rows of the vocabulary, 0..99"),
     ],
 )
 def test_contradictions_are_one_line_errors(prompt, options, words):
@@ -235,6 +255,15 @@ def test_the_stated_budget_is_enough():
     for options in ({"output_modalities": "image", "max_new_tokens": 9}, {"output_modalities": "music"}):
         new = model.generate(torch.tensor([PROMPT]), **{"max_new_tokens": 5} | options)[0, 6:].tolist()
         check([new], PROMPT, (options["output_modalities"],))
+
+
+def test_a_limit_beyond_any_budget_is_none():
+    config = tiny_config()
+    config.modalities = [dataclasses.replace(s, max_seconds=s.frame_rate and 1e300) for s in config.modalities]
+    model = tiny_model()
+    model.config = config
+    new = model.generate(torch.tensor([PROMPT]), max_new_tokens=30, output_modalities="music")[0, 6:].tolist()
+    assert not faults(config, PROMPT, new, ("music",), ("music",), 30)
 
 
 def test_generation_mode_of_the_pipeline():
@@ -265,6 +294,15 @@ def test_no_other_processor_undoes_the_grammar():
     options = dict(max_new_tokens=12, output_modalities=("text", "speech"))
     out = model.generate(torch.tensor([PROMPT]), logits_processor=LogitsProcessorList([Lift()]), **options)
     check([out[0, 6:].tolist()], PROMPT, ("text", "speech"))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_processors_that_leave_nothing_legal_give_way(sampled):
+    model, ids = tiny_model(), torch.tensor([PROMPT])
+    codes = [[IMAGE.first_code_id + code] for code in range(IMAGE.codebook_size)]
+    for options in ({"min_new_tokens": 15}, {"suppress_tokens": [EOS]}, {"bad_words_ids": codes}):
+        out = model.generate(ids, max_new_tokens=20, do_sample=sampled, output_modalities="image", **options)
+        check([out[0, 6:].tolist()], PROMPT, ("image",), budget=20)
 
 
 @pytest.mark.parametrize("output", [None, ("image", "music"), ("text", "speech")])

@@ -44,6 +44,23 @@ def test_what_is_examined_is_not_taught(tmp_path, monkeypatch):
     assert parts["own"] == [{"document": "The end."}] and reply["messages"][0]["content"] == "The end."
 
 
+def test_spoiled_items_of_the_examination_are_said_in_one_line(tmp_path):
+    grown = pytest.importorskip("grown")
+    path = tmp_path / "heldout.jsonl"
+    path.write_text(json.dumps({"text": "a\u2028b", "speech": "a.wav"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert grown.read_items(tmp_path, None) == [{"text": "a\u2028b", "speech": str(tmp_path / "a.wav")}]
+    with pytest.raises(ValueError, match="Got --limit -1"):
+        grown.read_items(tmp_path, -1)
+    for text, message in (
+        ("", "is empty"),
+        ("{", "heldout.jsonl:1 is no JSON"),
+        ('{"text": ""}', "needs text, speech"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{message}.*train/make_readings.py"):
+            grown.read_items(tmp_path, None)
+
+
 def test_a_recording_is_cut_where_its_words_begin(tmp_path):
     """The codes of the recording stand behind the words, none lost; what can't be cut is left out."""
     pytest.importorskip("pocketsphinx")

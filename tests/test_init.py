@@ -179,6 +179,9 @@ def broken_backbones(folder: Path, good: Path) -> None:
     (copy("no tokenizer") / "tokenizer.json").unlink()
     copy("quantised", quantization_config={"quant_method": "gptq", "bits": 4})
     copy("unknown", model_type="unheard_of")
+    copy("deeper", num_hidden_layers=9)
+    copy("odd heads", num_attention_heads=5)
+    (copy("odd tokenizer") / "tokenizer_config.json").write_text("[]")
     tokenizer = AutoTokenizer.from_pretrained(good)
     small = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     for kind, changes in {"cohere": {"intermediate_size": 32}, "gpt2": {}, "phi": {"intermediate_size": 32}}.items():
@@ -197,6 +200,9 @@ BAD = {
     "nothing there": ("nowhere", "No such backbone: nowhere"),
     "a file": ("words.txt", "No such backbone: words.txt"),
     "weights cut short": ("cut", "Cannot load cut: "),
+    "layers without weights": ("deeper", "The backbone lacks"),
+    "impossible sizes": ("odd heads", "Cannot load odd heads: "),
+    "tokenizer that is none": ("odd tokenizer", "Cannot load odd tokenizer: "),
     "no tokenizer": ("no tokenizer", "no tokenizer has no tokenizer"),
     "quantised": ("quantised", "quantised"),
     "unknown type": ("unknown", "unheard_of"),
@@ -216,6 +222,7 @@ BAD_OPTIONS = {
     "like nothing": ("--like nowhere", "No such model folder: nowhere"),
     "like another": ("--like llama", "'llama' model, not an AnyGPT one"),
     "like without codecs": ("--like bare", "bare has no codec folder 'image_codec'"),
+    "like a damaged one": ("--like torn", "torn is not a complete checkpoint"),
     "seed": ("--seed -1", "2^63"),
     "instructions": ("--instructions odd.yaml", "Unknown direction 'smell->text' in odd.yaml"),
     "no instructions": ("--instructions none.yaml", "Can't read the instructions in none.yaml"),
@@ -231,6 +238,8 @@ def bad(folder, checkpoint, tmp_path_factory):
     shutil.copytree(folder / "llama", bad / "llama")
     files = shutil.ignore_patterns("*_codec", "soundstorm", "model.safetensors")
     shutil.copytree(checkpoint, bad / "bare", ignore=files)
+    shutil.copytree(bad / "bare", bad / "torn")
+    (bad / "torn" / "processor_config.json").write_text("[]")
     (bad / "taken").mkdir()
     (bad / "odd.yaml").write_text('smell->text: ["what is this"]')
     return bad

@@ -258,6 +258,39 @@ def judged(script, task: str, group: str, text: str, output, **parts) -> dict:
         return {line: right / of for line, right, of, _ in panel.lines(task, group, example, output)}
 
 
+def test_a_limit_is_a_limit(examine, tmp_path):
+    row = {"task": "asr", "group": "old", "text": "the dog", "speech": "a.wav"}
+    (tmp_path / "heldout.jsonl").write_text((json.dumps(row) + "\n") * 19)
+    assert [len(examine.read_items(tmp_path, n)["asr", "old"]) for n in (1, 10, 18, None)] == [1, 10, 18, 19]
+    with pytest.raises(ValueError, match="Got --limit 0"):
+        examine.read_items(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "heldout.jsonl is empty"),
+        ('{"task": "asr"', "heldout.jsonl:1 is no JSON"),
+        ('{"task": "asr", "text": "a"}', "heldout.jsonl:1 needs task, group, text"),
+        ('{"task": "asr", "group": "old", "text": "a"}', "heldout.jsonl:1 has no speech, image or music"),
+    ],
+)
+def test_spoiled_items_are_said_in_one_line(examine, text, message, tmp_path):
+    (tmp_path / "heldout.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"{message}.*train/make_lesson.py"):
+        examine.read_items(tmp_path, None)
+
+
+def test_a_missing_adapter_is_missed_before_the_examination(examine, data, tmp_path):
+    words = ["--data", str(data), "--after", str(examine.TINY), "--adapter", str(tmp_path)]
+    with pytest.raises(ValueError, match="is no adapter: it has no adapter_config.json"):
+        examine.main([*words, "--out", str(tmp_path / "out.json")])
+
+
+def test_silence_has_no_voice(examine):
+    assert examine.judge_speech.nearest_voice(np.zeros(16_000, np.float32), {"a": np.ones(256)}) is None
+
+
 def test_words_are_judged(examine):
     def score(text):
         return judged(examine, "asr", "word", "the monkey likes the tree", examine.systems.Output(text))

@@ -90,6 +90,9 @@ def test_spellings_of_a_checkpoint(tmp_path):
     options = {"normaliser": "whisper_english", "spelling": str(tmp_path / "normalizer.json")}
     assert load("wer").compute(**texts, **options)["wer"] == 0
     assert load("wer").compute(**texts, normaliser="whisper_english")["wer"] == pytest.approx(1 / 3)
+    (tmp_path / "list.json").write_text('["shew"]')
+    options["spelling"] = str(tmp_path / "list.json")
+    assert "holds a JSON list" in refusal(lambda: load("wer").compute(**texts, **options))
     assert "gone.json" in refusal(
         lambda: load("wer").compute(**texts, normaliser="whisper_english", spelling="gone.json")
     )
@@ -379,7 +382,8 @@ def test_interval_of_a_ratio_weighs_items():
     assert drawn.shape == (50,) and 3 < drawn.mean() < 6
     for bad in ([], [float("nan")]):
         assert "one finite number" in refusal(lambda bad=bad: mean_interval(bad))
-    assert "above 0" in refusal(lambda: mean_interval([1.0, 2.0], [1, 0]))
+    for weight in (0, float("nan"), float("inf")):
+        assert "above 0" in refusal(lambda weight=weight: mean_interval([1.0, 2.0], [1, weight]))
     assert "between 0 and 1" in refusal(lambda: mean_interval([1.0], level=95))
 
 

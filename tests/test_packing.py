@@ -78,6 +78,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted():
     [
         ({"a": np.array([5])}, {"b": 1.0}, "need one rate each"),
         ({"a": np.array([5])}, {"a": 0.0}, "rates must be positive"),
+        ({"a": np.array([5])}, {"a": "half"}, "rates must be positive"),
         ({}, {}, "rates must be positive"),
         ({"a": np.array([5, 6])}, {"a": 1.0}, "no row of 'a' fits into 4 ids"),
     ],

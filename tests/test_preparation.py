@@ -187,7 +187,7 @@ def test_of_a_conversation_the_replies_are_learned(fake, defaults, transcripts):
         ({"text": "t", "image": grey()[:50]}, "truncated or damaged"),
         ({"text": "t", "speech": [0.1, 0.2]}, "without its sampling rate"),
         ({"text": "t", "speech": {"array": [float("nan")], "sampling_rate": 1600}}, "NaN"),
-        ({"text": "t", "speech": {"array": [0.1] * 99, "sampling_rate": "fast"}}, "not supported"),
+        ({"text": "t", "speech": {"array": [0.1] * 99, "sampling_rate": "fast"}}, "sampling rate of 'fast'"),
         ({"text": "t", "speech": {"name": "x"}}, "Got speech with ['name', 'type'], need one of bytes, array"),
         ({"text": "t", "speech": "http://localhost/x.wav"}, "not fetched"),
         ({"text": "t " * 1000, "speech": sound()}, "tokens, at most 1000 fit"),

@@ -198,6 +198,9 @@ BAD_CALLS = {
     "no rate": ({"speech": [np.zeros(10)]}, "without its sampling rate"),
     "cut off": ({"speech": [(np.zeros(10), 1600)]}, "Got 6.2 ms of speech, need a frame of"),
     "wrong kind": ({"speech": "no.png"}, "No file no.png"),
+    "no texts": ({"text": []}, r"Got text=\[\], need a string"),
+    "texts that are none": ({"text": ["x", None]}, "need a string or a list"),
+    "two names": ({"speech": (np.zeros(1600), 1600), "audio": (np.zeros(1600), 1600)}, "two names of the same"),
 }
 
 
@@ -222,6 +225,67 @@ def test_bad_blocks(processor):
         processor.decode_codes("music", [MUSIC], voice=(np.zeros(100), 1600))
     with pytest.raises(ValueError, match="allowed are 0..15"):
         processor.decode_codes("image", [[[1, 2, 3, 99]]])
+    for items in ("a.png", Image.new("L", (4, 4)), {"path": "a.png"}):
+        with pytest.raises(ValueError, match=f"Got items of type {type(items).__name__}, need a list"):
+            processor.encode_media("image", items)
+    with pytest.raises(ValueError, match=r"missing fields \['code_token', .*Known"):
+        AnyGPTProcessor(processor.tokenizer, [{"name": "image"}])
+    with pytest.raises(ValueError, match="codes of no frames"):
+        processor.apply_chat_template(ask({"type": "speech", "codes": []}), tokenize=True)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "complaint"),
+    [
+        ("hello", "conversation of type str, need a list"),
+        (None, "conversation of type NoneType"),
+        ({"role": "user", "content": "x"}, "conversation of type dict"),
+        (["hello"], "message of type str, need a dict like"),
+        ([{"role": "user", "content": ["hello"]}], 'block of type str, need a dict like {"type": "text"'),
+        ([{"role": "user", "content": [None]}], "block of type NoneType"),
+        ([{"role": "system", "content": None}, {"role": "user", "content": "x"}], "system message of type NoneType"),
+        ([{"role": "system", "content": [{"type": "text"}]}, {"role": "user", "content": "x"}], "in a system block"),
+    ],
+)
+def test_messages_of_another_form(processor, conversation, complaint):
+    with pytest.raises(ValueError, match=complaint) as error:
+        processor.apply_chat_template(conversation, tokenize=True)
+    assert "\n" not in str(error.value)
+
+
+def test_codes_are_decoded_as_they_are_or_not_at_all(processor):
+    assert processor.decode_codes("image", []) == processor.decode_codes("music", []) == []
+    whole = processor.decode_codes("music", [MUSIC])[0].waveform
+    for same in (np.array(MUSIC), torch.tensor([MUSIC])):  # a batch of one
+        np.testing.assert_array_equal(processor.decode_codes("music", [same])[0].waveform, whole)
+    wrong = {
+        "need .2, frames": (np.array(MUSIC).T, MUSIC[0]),
+        "need integers": (np.array(MUSIC) + 0.5,),
+        "without a frame": ([[], []],),
+    }
+    for complaint, items in wrong.items():
+        for codes in items:
+            with pytest.raises(ValueError, match=complaint):
+                processor.decode_codes("music", [codes])
+
+
+def test_what_datasets_keep_beside_a_path_is_taken(processor, tmp_path):
+    """Their path may be a name in an archive, or of another machine."""
+    sound, picture = tone(1, 1600), Image.new("RGB", (4, 4), "red")
+    file = SpeechPart(sound, 1600).save(tmp_path / "sound.wav")
+    array = {"path": "gone.wav", "array": sound, "sampling_rate": 1600}
+    stored = {"path": "gone.wav", "bytes": file.read_bytes()}
+    for found in (array, stored, {"audio": array}, {"audio": stored}):
+        np.testing.assert_array_equal(
+            processor.encode_media("speech", [found])[0], processor.encode_media("speech", [str(file)])[0]
+        )
+    picture.save(tmp_path / "picture.png")
+    stored = {"path": "gone.png", "bytes": (tmp_path / "picture.png").read_bytes()}
+    for found in (stored, {"image": stored}):
+        assert (
+            processor.encode_media("image", [found])[0].tolist()
+            == processor.encode_media("image", [picture])[0].tolist()
+        )
 
 
 def test_voice_of_the_speech(processor):
@@ -238,6 +302,8 @@ def test_unfinished_output_is_reported(processor):
     assert isinstance(part, UnfinishedPart) and "3 of 4 codes" in repr(part)
     with pytest.raises(ValueError, match="Allow more new tokens"):
         part.save("never.png")
+    with pytest.raises(ValueError, match="Got a batch of 1 replies"):
+        processor.parse_output(torch.tensor([ids]))
 
 
 def test_post_processing_for_the_pipeline(processor):
@@ -247,6 +313,7 @@ def test_post_processing_for_the_pipeline(processor):
     prompt = processor.apply_chat_template(question, tokenize=True, add_generation_prompt=True)
     batch = torch.tensor([ids])
     text = processor.post_process_multimodal_output(batch)[0]
+    assert processor.post_process_multimodal_output(list(batch)) == [text]  # a list of tensors
     assert text.startswith(processor.post_process_multimodal_output([prompt])[0])
     assert text.endswith(": ok  ") and "<" not in text
     picture = processor.post_process_multimodal_output(batch, generation_mode="image")[0]
@@ -274,6 +341,13 @@ def test_parts_are_saved_whole_or_not_at_all(processor, tmp_path):
         with pytest.raises(ValueError, match="Use "):
             part.save(tmp_path / "kept.xyz")
     assert (tmp_path / "kept.xyz").read_text() == "old"
+    for part, name, words in (
+        (sound, "bare", "a file without suffix"),
+        (sound, "a.raw", "as '.raw'"),
+        (picture, "a.psd", "as '.psd'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            part.save(tmp_path / name)
     assert not [path for path in tmp_path.rglob(".*")]
 
 

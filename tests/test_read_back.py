@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from processing_anygpt import generate_best
 from processing_anygpt.read_back import longest, made_and_asked, read_back, request_text
@@ -127,6 +128,26 @@ def test_a_generation_config_that_is_given_stays_as_it_is_and_gives_the_same(mod
         torch.manual_seed(0)
         replies.append(generate_best(model, processor, **prompt(processor, "draw a star"), **options, **given))
     assert torch.equal(*replies) and own.num_return_sequences == model.generation_config.num_return_sequences
+
+
+def test_settings_are_looked_up_as_generate_does(model, processor):
+    """In the options, then the generation config that is given, then the checkpoint's."""
+    inputs = prompt(processor, "draw a star")
+    config = GenerationConfig(max_new_tokens=70, do_sample=True, required_modalities=["image"])
+    replies = []
+    for options in (
+        {"output_modalities": ("text", "image"), "candidates": 16},
+        {"output_modalities": ("text", "image")},
+    ):
+        torch.manual_seed(0)
+        replies.append(generate_best(model, processor, **inputs, **options, generation_config=config))
+    assert torch.equal(*replies)
+    config = GenerationConfig(max_new_tokens=70, do_sample=True, output_modalities=["text"])
+    best = generate_best(model, processor, **inputs, generation_mode="image", generation_config=config, candidates=2)
+    assert best[0, inputs["input_ids"].shape[1] :].tolist().count(model.config.modality("image").end_token_id) == 1
+    config.num_beams = 2
+    with pytest.raises(ValueError, match="num_beams does not go"):
+        generate_best(model, processor, **inputs, generation_mode="image", generation_config=config)
 
 
 def test_padding_after_the_longest_reply_is_cut():

@@ -111,6 +111,11 @@ def test_a_request_that_is_phrased_already_stays(typed):
     assert asked["text"] == typed
 
 
+def test_braces_are_words():
+    (asked,) = compose([{"type": "text", "text": "{a} {text}"}], "image", {("text", "image"): ["Draw {it}: {text}"]})
+    assert asked["text"] == "Draw {it}: {a} {text}"
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("old")

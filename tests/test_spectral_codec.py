@@ -127,6 +127,8 @@ def test_bad_input_is_refused(codec):
         codec.encode(torch.zeros(1, 80000, dtype=torch.int16))
     with pytest.raises(ValueError, match="samples >= 1"):
         codec.encode(torch.zeros(1, 0))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        codec.encode(torch.full((1, 800), torch.nan))
     with pytest.raises(ValueError, match=r"allowed: integer \[batch, 2"):
         codec.decode(torch.zeros(1, 4, 10, dtype=torch.long))
     with pytest.raises(ValueError, match="frames >= 1"):

@@ -14,9 +14,10 @@ IMAGE, SPEECH, MUSIC = table()
 
 
 class Bytes:
-    """A tokenizer whose tokens 0..39 are letters, but 38 and 39 the two bytes of one character."""
+    """A tokenizer whose tokens 0..39 are letters, but 38 and 39 the two bytes of one character, and 37 is special."""
 
     def decode(self, ids, skip_special_tokens, clean_up_tokenization_spaces):
+        ids = [i for i in ids if i != 37 or not skip_special_tokens]
         letters = {38: b"\xc3", 39: b"\xa9"}
         return b"".join(letters.get(i, bytes([97 + i % 26])) for i in ids).decode("utf-8", errors="replace")
 
@@ -39,6 +40,7 @@ def test_text_and_codes_in_order():
     assert [piece.codes.shape for piece in frames] == [(2, 1)] * 3 + [(2, 0)]
     assert [piece.last for piece in frames] == [False] * 3 + [True]
     assert np.concatenate([piece.codes for piece in frames], 1).tolist() == codes.tolist()
+    assert feed(PieceStreamer(tiny_config(), Bytes()), PROMPT, [1, 37]) == [TextPiece("b")]  # another end of a reply
     pair = feed(PieceStreamer(tiny_config(), Bytes(), frames=2), PROMPT, new)
     assert [piece.codes.shape[1] for piece in pair if isinstance(piece, CodesPiece)] == [2, 1]
 

@@ -161,13 +161,15 @@ class SpectralCodecModel(PreTrainedModel):
             int64 codes [B, K, T'], T' = ceil(T / samples_per_frame).
 
         Raises:
-            ValueError: wrong shape or type, or no samples.
+            ValueError: wrong shape or type, no samples, or some that are not finite.
         """
         if values.ndim != 2 or not values.is_floating_point() or values.shape[1] == 0:
             raise ValueError(
                 f"Got values {tuple(values.shape)} of {values.dtype}; allowed: floating [batch, samples >= 1], mono. "
                 "Average stereo channels and scale integers to [-1, 1] first."
             )
+        if not values.isfinite().all():
+            raise ValueError("Got NaN or infinite audio samples, allowed finite numbers; check how the file was read.")
         return self.quantizer.encode(self.embed(self.log_magnitudes(values)))
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

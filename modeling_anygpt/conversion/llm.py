@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoConfig, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -267,7 +268,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         raise ValueError(f"{folder} holds a {kind!r} model, expected a language model such as 'llama'.")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ArithmeticError, AttributeError, KeyError, OSError, TypeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, OSError, StrictDataclassError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a {kind!r} model: {error}.") from error
 
 

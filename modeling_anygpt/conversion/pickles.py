@@ -108,7 +108,7 @@ def meta_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
     try:
         with torch.device("meta"):
             model = model_class(config)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"No {model_class.__name__} can be built with this configuration: {error}.") from error
     return {key: value.shape for key, value in model.state_dict().items()}
 

@@ -43,9 +43,12 @@ def _installed_spellings() -> Path:
 @functools.cache
 def _spellings(file: str | os.PathLike) -> dict[str, str]:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        words = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"Can't read the spellings {file}: {error}. Give Whisper's normalizer.json.") from None
+    if not isinstance(words, dict):
+        raise ValueError(f"{file} holds a JSON {type(words).__name__}, no spellings. Give Whisper's normalizer.json.")
+    return words
 
 
 def normalised_pairs(
