@@ -11,15 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from goldens_io import GOLDENS, load_goldens, read_json
-from official_release import (
-    added_tokens,
-    is_embedding,
-    is_head,
-    make_release,
-    options,
-    write_encodec,
-    write_json,
-)
+from official_release import added_tokens, is_embedding, is_head, make_release, options, write_encodec, write_json
 from processing_tools import golden
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_said(script, tmp_path, checkpoint):
         ({"messages": [{"role": "user", "content": [{"type": "image", "path": "gone.png"}]}]}, "No file"),
         (
             {"messages": [{"role": "user", "content": [{"type": "speech", "audio": [0.1], "sampling_rate": "x"}]}]},
-            "not supported",
+            "sampling rate of 'x'",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
