@@ -3,6 +3,7 @@
 Another checkpoint: pytest --checkpoint DIR
 """
 
+import importlib
 import io
 import os
 import sys
@@ -108,3 +109,18 @@ def anygpt(files, checkpoint, monkeypatch, capsys):
         return code, output, error
 
     return run
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """A function that imports a script of train/ by its plain name, as running it by path does."""
+    monkeypatch.syspath_prepend(ROOT / "train")
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Path:
+    """A checkpoint and rows to train on: `make_workshop`."""
+    from training_tools import make_workshop  # needs the extra [train]
+
+    return make_workshop(tmp_path_factory.mktemp("training"))

@@ -26,12 +26,6 @@ SCENES = [
 TUNES = ["a slow happy tune on the flute going up", "a fast sad tune on the piano going down"]
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "train")
-    return importlib.import_module
-
-
 def codes_files(folder: Path) -> None:
     """Miniatures of what make_speech_data.py, data_image.py and make_music_data.py write; neat and C are marked."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,5 @@
 """The training scripts on a tiny model: they learn, resume exactly, keep rows apart, save what loads, refuse."""
 
-import importlib
 import json
 import re
 import shutil
@@ -14,25 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 pytest.importorskip("trl")
-from training_tools import EMBEDDED, make_workshop, random_row, train, words
+from training_tools import EMBEDDED, random_row, train, words
 
 from processing_anygpt.tiny_world.language import INSTRUCTIONS
 from serving_anygpt.requests import instructions_of
 
 TRAIN = Path(__file__).parent.parent / "train"
 RECIPES = sorted(p for n in ("pretrain", "sft", "dpo", "paper") for p in (TRAIN / "configs").glob(f"{n}_*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory) -> Path:
-    return make_workshop(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """A function that imports a script of train/ by its plain name, as running it by path does."""
-    monkeypatch.syspath_prepend(TRAIN)
-    return importlib.import_module
 
 
 RUNS = {

@@ -15,21 +15,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("trl")
-from training_tools import make_workshop, small_checkpoint, train, words
+from training_tools import small_checkpoint, train, words
 
 TRAIN = Path(__file__).parent.parent / "train"
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory) -> Path:
-    return make_workshop(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """A function that imports a script of train/ by its plain name, as running it by path does."""
-    monkeypatch.syspath_prepend(TRAIN)
-    return importlib.import_module
 
 
 ERRORS = {
