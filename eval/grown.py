@@ -33,7 +33,7 @@ import judge_speech  # noqa: E402
 from console import check_count, read_rows, run_script  # noqa: E402
 
 from processing_anygpt import generate_best  # noqa: E402
-from processing_anygpt.rows import write_whole  # noqa: E402
+from processing_anygpt.files import write_whole  # noqa: E402
 from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
 
 TEXTS = (ROOT / "eval" / "plain_english.txt", ROOT / "LICENSE")

@@ -38,7 +38,7 @@ import systems  # noqa: E402
 from console import check_count, read_rows, run_script  # noqa: E402
 
 from examples import Example, fewer  # noqa: E402
-from processing_anygpt.rows import write_whole  # noqa: E402
+from processing_anygpt.files import write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, lesson  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "modeling_anygpt/pretrained/anygpt_tiny"

@@ -31,11 +31,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .conversation import IGNORED
+from .files import write_whole
 from .vocabulary import code_ids
 
 VERSION = 1  # of this layout
@@ -86,28 +86,6 @@ def summarise(rows: list[dict], rejects: list[dict], modalities: Sequence[str]) 
         "tasks": dict(sorted(Counter(row["task"] for row in rows).items())),
         "modality_tokens": tokens,
     }
-
-
-def write_whole(path: Path, write) -> None:
-    """Calls `write(temporary path)`, then renames: a reader never meets half a file, also after `kill -9`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:  # a full disk may show only now
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """A compressed npz file, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # to a name numpy would add a suffix
-            np.savez_compressed(file, **arrays)
-
-    write_whole(path, write)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import importlib
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,12 @@ def test_assembled_checkpoint_is_whole(scripts, tmp_path, monkeypatch):
     names = {path.name for path in out.iterdir()}
     assert {"music_codec", "config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
     assert not any(name.endswith(".py") for name in names)
+
+
+@pytest.mark.parametrize("script", ["codec_speech", "codec_decoder", "codec_music", "codec_image", "soundstorm", "lm"])
+def test_what_trains_on_a_gpu_machine_needs_little_there(script):
+    """Data are made elsewhere, so what only makes or reads those may be missing."""
+    lacking = ("pyarrow", "datasets", "trl", "evaluate", "ray", "soundfile", "soxr", "tinysoundfont")
+    probe = f"import sys; sys.modules |= dict.fromkeys({lacking}); sys.path[:0] = ['train', '.']; import {script}"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from processing_anygpt.rows import write_whole
+from processing_anygpt.files import write_whole
 
 WINDOW = 512  # samples of a spectrogram's column
 

@@ -25,7 +25,7 @@ from settings import parse
 from torch import nn
 from transformers.utils import logging
 
-from processing_anygpt.rows import write_whole
+from processing_anygpt.files import write_whole
 
 STATE = "training.safetensors"
 # The least that the numbers of the codec scripts may be, in whichever of their dataclasses they stand.

@@ -23,7 +23,7 @@ from settings import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from processing_anygpt.rows import write_npz  # noqa: E402
+from processing_anygpt.files import write_npz  # noqa: E402
 from processing_anygpt.tiny_world import language, pictures  # noqa: E402
 
 # Training scenes of each kind, times --scale. There are but 72 single things: more of them are learnt by heart.

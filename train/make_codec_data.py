@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from settings import run_script
 
+from processing_anygpt.files import write_npz
 from processing_anygpt.media import load_audio
-from processing_anygpt.rows import write_npz
 from processing_anygpt.tiny_world import language, voices
 
 HOP = 320  # samples in a frame

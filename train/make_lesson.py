@@ -33,7 +33,7 @@ from make_music_data import check_sound_font
 from make_tiny_data import description, instruction, turn
 from settings import run_script
 
-from processing_anygpt.rows import write_whole
+from processing_anygpt.files import write_whole
 from processing_anygpt.tiny_world import language, lesson, pictures, tunes, voices
 
 RATE = 16_000  # Hz, speech and music

@@ -24,7 +24,7 @@ from settings import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
-from processing_anygpt.rows import write_npz, write_whole  # noqa: E402
+from processing_anygpt.files import write_npz, write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
 
 CLIPS_PER_FILE = 300

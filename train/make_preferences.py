@@ -22,8 +22,8 @@ import torch
 from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
 
+from processing_anygpt.files import write_whole
 from processing_anygpt.preparation import copy_messages
-from processing_anygpt.rows import write_whole
 from processing_anygpt.vocabulary import find_modality
 
 # What `pair` needs of a line of replies.jsonl.

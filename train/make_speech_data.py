@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from settings import run_script
 
-from processing_anygpt.rows import write_npz, write_whole
+from processing_anygpt.files import write_npz, write_whole
 from processing_anygpt.tiny_world import language, voices
 
 RATE = voices.SAMPLING_RATE

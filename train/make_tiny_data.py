@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_anygpt import AnyGPTConfig
 from processing_anygpt.conversation import render
-from processing_anygpt.rows import write_npz
+from processing_anygpt.files import write_npz
 from processing_anygpt.tiny_world import language, pictures, tunes, voices
 
 LISTENED = 10  # of so many tunes in C one is described
