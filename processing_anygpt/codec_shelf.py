@@ -56,8 +56,7 @@ class CodecShelf:
                     )
                 except (SafetensorError, RuntimeError) as error:
                     raise ValueError(f"{folder} does not hold the weights of its config.json: {error}") from error
-                if missing := sorted(report["missing_keys"]):  # transformers draws them at random
-                    raise ValueError(f"{folder} lacks {len(missing)} of its tensors, {missing[0]} first.")
+                refuse_missing(report, folder)
             self.models[name] = model.eval().to(self.device)
         return self.models[name]
 
@@ -130,3 +129,15 @@ def _copy_code(kind: type, folder: Path) -> str:
     if module.resolve() != (folder / module.name).resolve():
         shutil.copyfile(module, folder / module.name)
     return module.stem
+
+
+def refuse_missing(report: dict, name: str | os.PathLike) -> None:
+    """ValueError if `from_pretrained` found no weights for some tensors: transformers draws those at random.
+
+    Args:
+        report: its `output_loading_info`.
+        name: of what was loaded, to begin the message.
+    """
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} of its tensors, {missing[0]} first. Give it whole.")

@@ -28,7 +28,6 @@ from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from .vocabulary import (
@@ -39,8 +38,8 @@ from .vocabulary import (
     INSTRUCTION,
     RESPONSE,
     add_modality_tokens,
-    codes_to_ids,
     find_modality,
+    item_to_ids,
     modalities_from_tokenizer,
     ordinary_token,
 )
@@ -337,9 +336,7 @@ def _block_pieces(block: dict[str, Any], copy: TextOnly, modalities: Sequence[An
     if block.get("codes") is None:
         raise ValueError(f"Got a {kind} block without codes ({sorted(block)}). Encode its media first.")
     modality = find_modality(modalities, kind)
-    if not np.size(block["codes"]):
-        raise ValueError(f"Got a {kind} block with codes of no frames, need one or more.")
-    return [[modality.start_token_id, *codes_to_ids(modality, block["codes"]), modality.end_token_id]]
+    return [[modality.start_token_id, *item_to_ids(modality, block["codes"]), modality.end_token_id]]
 
 
 def _system_text(message: dict[str, Any]) -> str:

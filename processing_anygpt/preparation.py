@@ -25,14 +25,12 @@ from . import codec_io, rows
 from .conversation import IGNORED, encode_pieces, render, text_only
 from .instructions import Instructions, choose, draw
 from .media import MAX_SECONDS, image_to_array, load_audio, load_image
-from .processing_anygpt import AnyGPTProcessor
-from .vocabulary import INSTRUCTION, RESPONSE, Modality, codes_to_ids, ids_to_codes
+from .processing_anygpt import SOURCE_KEYS, AnyGPTProcessor
+from .vocabulary import INSTRUCTION, RESPONSE, Modality, ids_to_codes, item_to_ids
 
 DIRECTIONS = ("both", "random", "x-to-text", "text-to-x")
 LOSSES = ("assistant", "all")
 TRANSCRIPTS = ("free", "forced", "none")
-# Where a block keeps its medium, or one named as its modality. Bytes come first: datasets' path beside them is a name.
-SOURCE_KEYS = ("bytes", "array", "path", "url", "audio", "image")
 SLACK_SECONDS = 0.1  # a clip of "5 s" that is a little longer is cut, not refused
 
 
@@ -285,7 +283,7 @@ def encode_blocks(blocks: list[dict], folder: str, processor: AnyGPTProcessor, s
         for key, block in own.items():
             try:
                 if "codes" in block:
-                    block["codes"] = checked_codes(spec, block.pop("codes"))
+                    block["codes"] = ids_to_codes(spec, item_to_ids(spec, block.pop("codes")))
                 else:
                     values[key] = load_medium(spec, block, folder, settings)
             # TypeError: a sampling rate that is no number; RecursionError: dicts in dicts in dicts.
@@ -296,14 +294,6 @@ def encode_blocks(blocks: list[dict], folder: str, processor: AnyGPTProcessor, s
             for key, item in zip(values, codes, strict=True):
                 own[key]["codes"] = item[: spec.num_codebooks, : max_frames(spec)]
     return problems
-
-
-def checked_codes(spec: Modality, codes: Any) -> np.ndarray:
-    """Codes of a record as `[K, T]`; ValueError if they are none of this modality, or of no frame."""
-    ids = codes_to_ids(spec, codes)
-    if not ids:
-        raise ValueError(f"Got {spec.name} codes of no frames, need one or more.")
-    return ids_to_codes(spec, ids)
 
 
 def load_medium(spec: Modality, block: dict, folder: str, settings: Settings) -> np.ndarray:

@@ -43,7 +43,7 @@ from .vocabulary import ASSISTANT, Modality, codes_to_ids, find_modality, modali
 AUDIO_PARTS = {"speech": SpeechPart, "music": MusicPart}  # other audio modalities give a plain AudioPart
 # Where a block keeps its media; "audio" and "image" as in transformers' own blocks. What is there goes before where it
 # came from: the path that datasets puts beside an array or bytes is often of another machine.
-SOURCE_KEYS = ("array", "bytes", "path", "url", "audio", "image")
+SOURCE_KEYS = ("bytes", "array", "path", "url", "audio", "image")
 
 
 class AnyGPTProcessor(ProcessorMixin):

@@ -170,6 +170,14 @@ def codes_to_ids(modality: Any, codes: Any) -> list[int]:
     return (array.astype(np.int64) + offsets + modality.first_code_id).T.ravel().tolist()
 
 
+def item_to_ids(modality: Any, codes: Any) -> list[int]:
+    """`codes_to_ids` of an item that somebody gives: a ValueError for one without a frame, too."""
+    ids = codes_to_ids(modality, codes)
+    if not ids:
+        raise ValueError(f"Got {modality.name} codes of no frames, need one or more.")
+    return ids
+
+
 def ids_to_codes(modality: Any, ids: Sequence[int]) -> np.ndarray:
     """Ids of code tokens to codes `[K, T]` int64. An incomplete last frame is dropped, as in the released code.
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from modeling_anygpt.configuration_anygpt import find_modality
 from processing_anygpt import generate_best  # registers the classes with transformers, too
+from processing_anygpt.codec_shelf import refuse_missing
 from processing_anygpt.instructions import openings
 from processing_anygpt.read_back import settings_of
 
@@ -23,12 +24,16 @@ TEXT_TOKENS = 128  # of a reply, around its items
 DEFAULT_SECONDS = 30.0  # longest sound of a modality whose row of the table sets no limit
 
 
+# What transformers raises at files of a checkpoint that are cut short, or hold something else.
+DAMAGED = (SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, StrictDataclassError)
+
+
 @contextmanager
 def whole(folder: str | os.PathLike):
     """What transformers raises at a damaged checkpoint, as a ValueError that names the folder."""
     try:
         yield
-    except (SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
 
 
@@ -65,8 +70,7 @@ class Engine:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
-        if missing := sorted(report["missing_keys"]):  # transformers draws them at random
-            raise ValueError(f"{folder} is not complete: it lacks {len(missing)} tensors, {missing[0]} first.")
+        refuse_missing(report, f"{folder} is not complete: it")
         self.model = model.eval()
 
     def sampling_rate(self, modality: str) -> int:

@@ -154,7 +154,7 @@ def merge(folder: Path, adapter: str):
         ImportError: PEFT is not installed.
     """
     try:
-        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+        from peft import PeftConfig, PeftModel
     except ImportError:
         raise ImportError("--adapter needs PEFT: pip install peft") from None
     adapter = Path(adapter)
@@ -168,17 +168,24 @@ def merge(folder: Path, adapter: str):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     try:
         tuned = PeftModel.from_pretrained(model, adapter)
-        with safe_open(weights, "pt") as file:
-            given = set(file.keys())
+        given, taken = adapter_tensors(tuned, weights)
     except (RuntimeError, KeyError, SafetensorError) as error:  # shapes differ, or the file is cut short
         raise ValueError(f"{adapter} is not an adapter of {folder}: {error}") from None
-    taken = set(get_peft_model_state_dict(tuned))
-    if given != taken:  # PEFT itself only warns
+    if given != taken:
         raise ValueError(
             f"{adapter} is not an adapter of {folder}: {len(given - taken)} of its {len(given)} tensors find no "
             f"place, {len(taken - given)} are missing, for example {min(given ^ taken)!r}."
         )
     return tuned.merge_and_unload()
+
+
+def adapter_tensors(tuned, weights: Path) -> tuple[set[str], set[str]]:
+    """Names of the tensors in an adapter's file, and of those that the model with the adapter has. Where they differ
+    PEFT only warns, and goes on without."""
+    from peft import get_peft_model_state_dict
+
+    with safe_open(weights, "pt") as file:
+        return set(file.keys()), set(get_peft_model_state_dict(tuned))
 
 
 def has_tokenizer(folder: Path) -> bool:

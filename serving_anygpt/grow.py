@@ -20,28 +20,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM, ModalitySpec, find_modality
 from processing_anygpt import AnyGPTProcessor, add_modality_tokens
-from processing_anygpt.codec_shelf import CodecShelf
+from processing_anygpt.codec_shelf import CodecShelf, refuse_missing
 from processing_anygpt.conversation import chat_template_for
 from processing_anygpt.instructions import load_instructions
 
 from . import media
-from .engine import whole
+from .engine import DAMAGED, whole
 from .export import has_tokenizer
 from .progress import step
 from .requests import PROMPTS_FILE, write_prompts
 
 MULTIPLE = 64  # of rows: with an odd number GPUs fall back to slow kernels in the head
-# What transformers raises at files that are cut short, or hold something else.
-BROKEN = (OSError, SafetensorError, RuntimeError, LookupError, TypeError, AttributeError, struct.error)
-BROKEN += (StrictDataclassError,)
 NOISE = 0.1  # standard deviation of a new row around the mean, in those of the old rows
 
 
@@ -173,11 +168,10 @@ def load_backbone(source: dict):
             options["quantization_config"] = GgufConfig(dequantize=True)
         options |= {"dtype": "auto", "output_loading_info": True}
         model, report = AutoModelForCausalLM.from_pretrained(config=config, **options)
-    except BROKEN as error:
+    except (OSError, struct.error, *DAMAGED) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"Cannot load {source['pretrained_model_name_or_path']}: {reason}") from error
-    if missing := sorted(report["missing_keys"]):  # transformers draws them at random
-        raise ValueError(f"The backbone lacks {len(missing)} of its tensors, {missing[0]} first. Give it whole.")
+    refuse_missing(report, "The backbone")
     if not tokenizer.is_fast:
         raise ValueError(f"The backbone's tokenizer ({type(tokenizer).__name__}) is not a fast one.")
     if tokenizer.pad_token is None:  # Llama has none; batches need one, and the mask hides it

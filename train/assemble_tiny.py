@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from codec_files import whole_files
-from settings import read_yaml, run_script
+from settings import read_yaml_file, run_script
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from modeling_anygpt import AnyGPTConfig
@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--presets", type=Path, default=Path(__file__).parent / "configs/tiny_generation.yaml")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(words)
-    settings = read_yaml(args.presets.read_text(encoding="utf-8"), str(args.presets))
+    settings = read_yaml_file(args.presets)
     if not isinstance(settings, dict) or not isinstance(settings.get("read_back"), dict):
         raise ValueError(f"{args.presets} holds no presets: read_back is missing. See configs/tiny_generation.yaml.")
     for folder in args.lm:
@@ -57,11 +57,14 @@ def mean_of(models: list[PreTrainedModel]) -> PreTrainedModel:
     """The first model with the mean of all weights: runs that went on from one another agree better than each alone
     (M. Wortsman et al. 2022, "Model soups")."""
     states = [model.state_dict() for model in models]
-    shapes = [{name: weight.shape for name, weight in state.items()} for state in states]
-    if any(each != shapes[0] for each in shapes):
+    if any(shapes(model) != shapes(models[0]) for model in models):
         raise ValueError("Got models of different weights, allowed: models of one shape have a mean.")
     models[0].load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
     return models[0]
+
+
+def shapes(model: PreTrainedModel) -> dict:
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def drop_code_copies(folder: Path):

@@ -26,7 +26,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--share", type=float, default=1.0, help="of 300 recordings, 600 pictures, 150 tunes")
+    parser.add_argument("--share", type=float, default=1.0, help=f"of {COUNTS}")
     args = parser.parse_args(words)
     refuse_existing(args.out)
     if not 0 < args.share < float("inf"):

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from recipe import ModelRecipe, load_model, load_processor
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from settings import run_script
 
+from serving_anygpt.export import adapter_tensors
 from serving_anygpt.requests import GENERAL_INSTRUCTIONS, PROMPTS_FILE, instructions_of, write_prompts
 
 WEIGHTS = "adapter_model.safetensors"
@@ -84,12 +85,11 @@ def merge(base: str, adapter: str | Path, out: Path, dtype: str) -> None:
 
 
 def check_keys(model: PeftModel, file: Path) -> None:
-    """PEFT warns of weights that it found no place for, or no weights for, and goes on; here that is a ValueError."""
-    with safe_open(file, framework="pt") as weights:
-        found = set(weights.keys())
-    wrong = sorted(found ^ set(get_peft_model_state_dict(model)))
+    """ValueError unless the adapter in `file` is the one that `model` has a place for."""
+    given, taken = adapter_tensors(model, file)
+    wrong = sorted(given ^ taken)
     if wrong:
-        where = "has no place in the model" if wrong[0] in found else "is missing from the adapter"
+        where = "has no place in the model" if wrong[0] in given else "is missing from the adapter"
         raise ValueError(f"{wrong[0]} {where} ({len(wrong)} such in all).")
 
 

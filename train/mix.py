@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from assemble_tiny import mean_of
+from assemble_tiny import mean_of, shapes
 from merge import refuse_existing, save_whole
 from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
@@ -46,10 +46,6 @@ def main(words: list[str]) -> None:
         go_back(mixed, base, args.share)
     save_whole(mixed, processors[0], args.out, args.models[0])
     print(f"saved {args.out}")
-
-
-def shapes(model: PreTrainedModel) -> dict:
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 @torch.no_grad()

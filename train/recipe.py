@@ -16,14 +16,15 @@ import transformers
 import yaml
 from peft import LoraConfig
 from safetensors import SafetensorError
-from settings import read_yaml
+from settings import read_yaml_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 import processing_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
 from modeling_anygpt import AnyGPTConfig
-from processing_anygpt.rows import fingerprint, write_whole
+from processing_anygpt.files import write_whole
+from processing_anygpt.rows import fingerprint
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 ATTENTIONS = ("sdpa", "eager", row_attention.NAME, "flex_attention", *FLASH)
@@ -304,7 +305,7 @@ def record_settings(recipe: ModelRecipe, config, rows_per_step: int, data: list[
     decisive |= {"rows_per_step": rows_per_step, "data": fingerprint(files)}
     path = Path(config.output_dir) / "settings.yaml"
     if recipe.resume and path.is_file():
-        before = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        before = read_yaml_file(path)
         if not isinstance(before, dict):
             raise ValueError(f"resume: {path} holds no settings. Start in another output_dir.")
         for key, value in decisive.items():

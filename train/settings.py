@@ -67,13 +67,17 @@ def read_yaml(text: str, name: str):
         raise ValueError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
 
 
-def as_arguments(path: Path, keys: Sequence[str]) -> list[str]:
-    """The YAML file as words of a command line; keys without a value are left at their default."""
+def read_yaml_file(path: Path):
+    """What a file of YAML holds. Raises as `read_yaml`, and OSError if it can't be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
-    settings = read_yaml(text, str(path))
+
+
+def as_arguments(path: Path, keys: Sequence[str]) -> list[str]:
+    """The YAML file as words of a command line; keys without a value are left at their default."""
+    settings = read_yaml_file(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {type(settings).__name__}, allowed: lines of `key: value`.")
     words: list[str] = []

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from codebook_init import initialise
-from settings import read_yaml
+from settings import read_yaml_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +27,7 @@ def make_model_folder(recipe: Path, folder: Path, codecs: Path):
 
 def read_recipe(path: Path) -> tuple[int, dict, list[ModalitySpec]]:
     """Text tokens, the backbone's configuration and the modality table of a YAML file."""
-    recipe = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    recipe = read_yaml_file(path)
     try:
         modalities = [ModalitySpec(**row) for row in recipe["modalities"]]
         return int(recipe["text_vocabulary"]), dict(recipe["text_config"]), modalities

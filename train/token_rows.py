@@ -22,6 +22,10 @@ def load_columns(files: list[Path], columns: list[str], cache: str | None) -> Da
         ) from error
 
 
+def is_task_list(tasks) -> bool:
+    return isinstance(tasks, list) and bool(tasks) and all(isinstance(task, str) for task in tasks)
+
+
 def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Dataset, np.ndarray]:
     """The rows of one source, memory-mapped, and their lengths [rows].
 
@@ -40,7 +44,7 @@ def open_rows(name: str, source: dict, tokenizer, cache: str | None) -> tuple[Da
             raise ValueError(f"Source {name!r}: {shard} has no column {missing[0]!r}. Make it with prepare_data.py.")
     tasks, known = source.get("tasks"), ", ".join(manifest["tasks"])
     if "tasks" in source:
-        if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
+        if not is_task_list(tasks):
             raise ValueError(f"Source {name!r}: got tasks {tasks!r}, need a list of one or more of {known}.")
         unknown = sorted(set(tasks) - set(manifest["tasks"]))
         if unknown:

@@ -24,7 +24,7 @@ from recipe import (
     speed_up,
 )
 from settings import read_yaml
-from token_rows import open_rows, pack_dataset
+from token_rows import is_task_list, open_rows, pack_dataset
 from trl import SFTConfig, SFTTrainer
 
 from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM
@@ -98,8 +98,7 @@ def is_source(source, needed: set[str]) -> bool:
         return False
     types = {"rows": str, "rate": int | float, "tasks": list, "keep": int | float}  # a bool is an int
     fits = all(isinstance(value, types[key]) for key, value in source.items())
-    tasks = source.get("tasks", ["all"]) if fits else []
-    return bool(tasks) and all(isinstance(task, str) for task in tasks) and 0 <= source.get("keep", 0) < float("inf")
+    return fits and is_task_list(source.get("tasks", ["all"])) and 0 <= source.get("keep", 0) < float("inf")
 
 
 @dataclass
