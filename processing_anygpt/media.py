@@ -3,13 +3,16 @@
 Sound: a path, bytes, or an array with its sampling rate -> float32 `[T]` mono in [-1, 1] at the rate asked for.
 Pictures: a path, bytes, a PIL image of any mode, or an array -> PIL RGB -> float32 `[3, S, S]` in [-1, 1].
 
-A source that names the network (`http://`, `https://`) is fetched only with `allow_urls=True`.
+A source that names the network (`http://`, `https://`) is fetched only with `allow_urls=True`; a `data:` URL brings its
+bytes along.
 """
 
+import base64
 import io
 import math
 import os
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,25 @@ MAX_CHANNELS = 64
 MAX_LEVEL = 2.0  # resampled or decoded floats overshoot 1 a little; beyond this they are scaled wrongly
 MAX_PIXELS = 64_000_000  # of a picture before it is shrunk
 MAX_DOWNLOAD = 100_000_000  # bytes
+# Where a block keeps its media; "audio" and "image" as in transformers' own blocks. What is there goes before where it
+# came from: the path that datasets puts beside an array or bytes is often of another machine.
+SOURCE_KEYS = ("bytes", "array", "base64", "path", "url", "audio", "image")
 # What Pillow may open. Not EPS (runs Ghostscript), not the rare formats with the rare bugs.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+
+
+def find_source(block: Mapping[str, Any], modality: str) -> Any:
+    """What a content block, or a cell of a dataset, holds for `load_audio` or `load_image`.
+
+    Raises:
+        ValueError: nothing under any of `SOURCE_KEYS` nor under the modality's name, or broken base64.
+    """
+    key = next((key for key in (*SOURCE_KEYS, modality) if block.get(key) is not None), None)
+    if key is None:
+        raise ValueError(
+            f"Got a block of {modality} with {sorted(block)}, need one of {', '.join(SOURCE_KEYS)} or codes."
+        )
+    return _from_base64(block[key]) if key == "base64" else block[key]
 
 
 def load_audio(
@@ -276,6 +296,11 @@ def _open(source: Any, allow_urls: bool) -> tuple[Any, str]:
         if not allow_urls:
             raise ValueError(f"{source} is not fetched unless asked. Pass allow_urls=True, or download it.")
         return io.BytesIO(_download(source)), source
+    if isinstance(source, str) and source.startswith("data:"):
+        header, _, content = source.partition(",")
+        if not header.endswith(";base64"):
+            raise ValueError(f"Got a data URL that begins {source[:40]!r}, need data:<type>;base64,<content>.")
+        return _open(_from_base64(content), allow_urls)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"No file {path}.")
@@ -284,6 +309,17 @@ def _open(source: Any, allow_urls: bool) -> tuple[Any, str]:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes).")
     return str(path), path.name
+
+
+def _from_base64(text: Any) -> bytes:
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"Got base64 of type {type(text).__name__}, need a string.")
+    if len(text) > MAX_DOWNLOAD * 4 // 3:
+        raise ValueError(f"Got {len(text)} characters of base64, at most {MAX_DOWNLOAD * 4 // 3} are read.")
+    try:
+        return base64.b64decode("".join(text.split()) if isinstance(text, str) else text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"Got base64 that can't be decoded ({error}). Encode the whole file again.") from None
 
 
 def _download(url: str) -> bytes:

@@ -24,8 +24,8 @@ from modeling_anygpt import AnyGPTConfig
 from . import codec_io, rows
 from .conversation import IGNORED, encode_pieces, render, text_only
 from .instructions import Instructions, choose, draw
-from .media import MAX_SECONDS, image_to_array, load_audio, load_image
-from .processing_anygpt import SOURCE_KEYS, AnyGPTProcessor
+from .media import MAX_SECONDS, find_source, image_to_array, load_audio, load_image
+from .processing_anygpt import AnyGPTProcessor
 from .vocabulary import INSTRUCTION, RESPONSE, Modality, ids_to_codes, item_to_ids
 
 DIRECTIONS = ("both", "random", "x-to-text", "text-to-x")
@@ -298,13 +298,10 @@ def encode_blocks(blocks: list[dict], folder: str, processor: AnyGPTProcessor, s
 
 def load_medium(spec: Modality, block: dict, folder: str, settings: Settings) -> np.ndarray:
     """The medium of a block as its codec takes it, `[samples]` or `[3, S, S]`."""
-    found = [block[key] for key in (*SOURCE_KEYS, spec.name) if block.get(key) is not None]
-    if not found:
-        raise ValueError(f"Got {spec.name} with {sorted(block)}, need one of {', '.join(SOURCE_KEYS)}.")
-    item, rate = found[0], block.get("sampling_rate")
+    item, rate = find_source(block, spec.name), block.get("sampling_rate")
     if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} or {"bytes", "path"} inside a block
         return load_medium(spec, item, folder, settings)
-    if isinstance(item, str) and not item.startswith(("http://", "https://")):
+    if isinstance(item, str) and not item.startswith(("http://", "https://", "data:")):
         item = str(Path(folder) / item)
     if spec.sampling_rate is None:
         return image_to_array(load_image(item), spec.image_size)

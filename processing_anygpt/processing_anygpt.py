@@ -25,7 +25,7 @@ from .conversation import (
     render_text,
     text_only,
 )
-from .media import MAX_SECONDS, array_to_image, image_to_array, load_audio, load_image
+from .media import MAX_SECONDS, array_to_image, find_source, image_to_array, load_audio, load_image
 from .parts import (
     AudioPart,
     ImagePart,
@@ -41,9 +41,6 @@ from .parts import (
 from .vocabulary import ASSISTANT, Modality, codes_to_ids, find_modality, modalities_from_tokenizer, text_ids
 
 AUDIO_PARTS = {"speech": SpeechPart, "music": MusicPart}  # other audio modalities give a plain AudioPart
-# Where a block keeps its media; "audio" and "image" as in transformers' own blocks. What is there goes before where it
-# came from: the path that datasets puts beside an array or bytes is often of another machine.
-SOURCE_KEYS = ("bytes", "array", "path", "url", "audio", "image")
 
 
 class AnyGPTProcessor(ProcessorMixin):
@@ -232,8 +229,8 @@ class AnyGPTProcessor(ProcessorMixin):
 
         Blocks of a message's content: `{"type": "text", "text"}`, `{"type": "transcript", "text"}` (what a spoken
         instruction said), and for every modality `{"type": name, ...}` with one of "path", "url" (only with
-        `allow_urls`), "audio" or "image" (array, PIL image, path), "bytes", "codes" `[K, T]`; audio arrays also need
-        "sampling_rate" (Hz). "audio" as a type means speech.
+        `allow_urls`, but for `data:` ones), "audio" or "image" (array, PIL image, path), "bytes", "base64", "codes"
+        `[K, T]`; audio arrays also need "sampling_rate" (Hz). "audio" as a type means speech.
 
         Args:
             conversation: messages, or a list of conversations.
@@ -505,14 +502,10 @@ def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool
     """One item as the codec takes it: `[samples]` or `[3, S, S]`."""
     if isinstance(item, dict):
         sampling_rate = item.get("sampling_rate", sampling_rate)
-        found = [item[key] for key in (*SOURCE_KEYS, spec.name) if item.get(key) is not None]
-        if not found:
-            raise ValueError(
-                f"Got a {spec.name} block with {sorted(item)}, need one of path, url, audio, image, bytes, codes."
-            )
-        if item.get("url") is found[0] and not allow_urls:
-            raise ValueError(f"{found[0]} is not fetched unless asked. Pass allow_urls=True, or download it.")
-        item = found[0]
+        found = find_source(item, spec.name)
+        if item.get("url") is found and not allow_urls and not str(found).startswith("data:"):
+            raise ValueError(f"{found} is not fetched unless asked. Pass allow_urls=True, or download it.")
+        item = found
     if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} or {"bytes", "path"} inside a block
         return _load(spec, item, sampling_rate, allow_urls, max_seconds)
     if spec.sampling_rate is not None:

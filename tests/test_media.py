@@ -1,5 +1,6 @@
 """Reading sound and pictures: every kind that works, and one line for every kind that can't."""
 
+import base64
 import io
 import struct
 import zlib
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from processing_tools import tone
 
-from processing_anygpt.media import array_to_image, image_to_array, load_audio, load_image
+from processing_anygpt.media import array_to_image, find_source, image_to_array, load_audio, load_image
 
 RATE = 16000
 
@@ -163,6 +164,26 @@ def test_urls_are_fetched_when_asked(monkeypatch):
     assert load_image("https://example.org/red.png", allow_urls=True).getpixel((0, 0)) == (255, 0, 0)
     with pytest.raises(ValueError, match="not fetched unless asked"):
         load_image("https://example.org/red.png")
+
+
+def test_a_data_url_brings_its_bytes(tmp_path):
+    text = base64.b64encode(image_bytes(RED)).decode()
+    assert load_image(f"data:image/png;base64,{text}").getpixel((0, 0)) == (255, 0, 0)
+    assert load_image(find_source({"base64": text[:40] + "\n" + text[40:]}, "image")).size == RED.size  # lines, as MIME
+
+
+@pytest.mark.parametrize(
+    "source, complaint",
+    [
+        ("data:image/png,%89PNG", r"begins 'data:image/png,%89PNG', need data:<type>;base64,<content>"),
+        ("data:image/png;base64,!!!!", "base64 that can't be decoded"),
+        ("data:image/png;base64,", "empty file"),
+        ("data:image/png;base64,AAAA", "Can't read 3 bytes as a picture"),
+    ],
+)
+def test_bad_data_urls(source, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_image(source)
 
 
 RED = Image.new("RGB", (20, 10), "red")

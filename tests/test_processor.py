@@ -1,6 +1,8 @@
 """AnyGPTProcessor: what goes in comes out, in batches, from any source, saved and loaded."""
 
+import base64
 import copy
+import io
 import pickle
 
 import numpy as np
@@ -212,10 +214,23 @@ def test_bad_calls(processor, name):
     assert "\n" not in str(error.value)
 
 
+def test_blocks_of_base64(processor):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    blocks = [{"bytes": buffer.getvalue()}, {"base64": text}, {"url": f"data:image/png;base64,{text}"}]
+    first, *others = [
+        processor.apply_chat_template(ask({"type": "image", **block}), tokenize=True) for block in blocks
+    ]
+    assert others == [first, first]
+    with pytest.raises(ValueError, match="base64 of type int, need a string"):
+        processor.apply_chat_template(ask({"type": "image", "base64": 5}), tokenize=True)
+
+
 def test_bad_blocks(processor):
     with pytest.raises(ValueError, match="Unknown block type 'video'"):
         processor.apply_chat_template(ask({"type": "video", "path": "x.mp4"}), tokenize=True)
-    with pytest.raises(ValueError, match="need one of path, url"):
+    with pytest.raises(ValueError, match="need one of bytes, array"):
         processor.apply_chat_template(ask({"type": "image"}), tokenize=True)
     with pytest.raises(ValueError, match="not fetched unless asked"):
         processor.apply_chat_template(ask({"type": "image", "url": "ftp://example.org/a.png"}), tokenize=True)
