@@ -44,6 +44,11 @@ def resolve_request(config: AnyGPTConfig, output_modalities, required_modalities
                 raise ValueError(f"Modality {name!r} has no token ids: `config.assign_token_ids(tokenizer)` first.")
     asked = (output_modalities,) if isinstance(output_modalities, str) else output_modalities
     required = (required_modalities,) if isinstance(required_modalities, str) else tuple(required_modalities or ())
+    if "text" in required:
+        raise ValueError(
+            "Got 'text' in required_modalities, which names items. Text alone: output_modalities='text'; text and an "
+            "item: both in output_modalities, the item here."
+        )
     if asked is not None and not asked:
         raise ValueError(f"output_modalities is empty. Allowed: {', '.join(['text', *names])}.")
     if generation_mode is not None:
@@ -306,9 +311,10 @@ class ModalityPresets:
             `top_p` and `repetition_penalty`.
         do_sample: without it only the repetition penalty matters.
         device: where the logits live.
+        least: tokens that top-k and top-p leave at least.
     """
 
-    def __init__(self, presets: list[dict], do_sample: bool, device: torch.device | str = "cpu"):
+    def __init__(self, presets: list[dict], do_sample: bool, device: torch.device | str = "cpu", least: int = 1):
         def column(key):  # None where it would change nothing
             values = [preset[key] for preset in presets]
             neutral = all(value == NEUTRAL[key] for value in values)
@@ -319,8 +325,9 @@ class ModalityPresets:
             column(key) if do_sample else None for key in ("temperature", "top_k", "top_p")
         )
         if self.top_k is not None:
-            self.top_k = torch.where(self.top_k == 0, NO_LIMIT, self.top_k)
-        top_ks = [preset["top_k"] for preset in presets]
+            self.top_k = torch.where(self.top_k == 0, NO_LIMIT, self.top_k.clamp(min=least))
+        top_ks = [preset["top_k"] and max(preset["top_k"], least) for preset in presets]
+        self.least = least
         self.most = max(top_ks) if min(top_ks) > 0 else NO_LIMIT  # sorted logits that are enough for every preset
 
     def __call__(self, input_ids, scores, modality):
@@ -342,7 +349,7 @@ class ModalityPresets:
             if self.top_p is not None:
                 chances = best.softmax(-1)
                 before = chances.cumsum(-1) - chances  # mass of the better tokens
-                best = best.masked_fill((before >= self.top_p[modality]) & (rank > 0), float("-inf"))
+                best = best.masked_fill((before >= self.top_p[modality]) & (rank >= self.least), float("-inf"))
             lowest = torch.where(best == float("-inf"), float("inf"), best).amin(-1, keepdim=True)
             scores = scores.masked_fill(scores < lowest, float("-inf"))
         return scores
@@ -374,7 +381,8 @@ class AnyGPTGenerationMixin(GenerationMixin):
             output_modalities: what the reply may hold, of "text" and the names of the modality table; None: the
                 `output_modalities` of the generation config, else everything. Without "text" the reply is items only:
                 at least one, none twice, nothing around them.
-            required_modalities: items that must be in the reply before it may end.
+            required_modalities: items, by the names of the modality table, that must be in the reply before it may
+                end.
             generation_mode: "text", "image", "audio" (transformers' pipeline) or a modality's name: the reply is that
                 alone, or must hold it when `output_modalities` is given as well.
             modality_presets: modality (or "text") -> dict of temperature, top_k, top_p, repetition_penalty, over those
@@ -468,6 +476,8 @@ class AnyGPTGenerationMixin(GenerationMixin):
                 presets["text"],
                 *(presets[s.name] for s in self.config.modalities if s.first_code_id is not None),
             ]
+            # As transformers' own: beams need a way to go on beside every end of the reply.
+            least = len(eos) + 1 if (generation_config.num_beams or 1) > 1 else 1
             grammar = ModalityGrammar(
                 self.config,
                 request,
@@ -475,7 +485,7 @@ class AnyGPTGenerationMixin(GenerationMixin):
                 generation_config.max_length,
                 input_ids_seq_length,
                 device,
-                ModalityPresets(table, generation_config.do_sample, device),
+                ModalityPresets(table, generation_config.do_sample, device, least),
             )
             prompt = encoder_input_ids if encoder_input_ids.ndim == 2 else encoder_input_ids.new_empty(1, 0)
             grammar.check_prompt(prompt.long())

@@ -173,6 +173,16 @@ def test_beams(output):
     check([row[6:] for row in out.tolist()], PROMPT, output)
 
 
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.01}], ids=str)
+def test_several_sampled_beams_hold_what_is_required(narrow):
+    """With one token left to each beam, those beside a finished one could only go on with illegal tokens."""
+    model, options = tiny_model(), dict(num_beams=3, num_return_sequences=3, do_sample=True, max_new_tokens=20)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        out = model.generate(torch.tensor([PROMPT]), required_modalities="speech", **options, **narrow)
+        check([row[6:] for row in out.tolist()], PROMPT, NAMES, ("speech",))
+
+
 def test_speculation_changes_nothing():
     model = tiny_model()
     options = dict(max_new_tokens=24, do_sample=False, output_modalities=("text", "music"))
@@ -227,6 +237,7 @@ def test_transcript_of_a_spoken_instruction():
         (PROMPT, {"output_modalities": ("text", "video")}, "Unknown modality 'video'. Known: image, speech, music"),
         (PROMPT, {"output_modalities": ()}, "output_modalities is empty"),
         (PROMPT, {"output_modalities": "text", "required_modalities": "image"}, "Add them there"),
+        (PROMPT, {"required_modalities": ("text", "image")}, "'text' in required_modalities, which names items"),
         (PROMPT, {"generation_mode": "video"}, "Allowed: text, image, audio, speech, music"),
         (PROMPT, {"generation_mode": "image", "output_modalities": ("speech",)}, "Drop one of the two"),
         ([*PROMPT, IMAGE.start_token_id], {"output_modalities": "text"}, "ends inside an open 'image'"),
