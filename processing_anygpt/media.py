@@ -3,8 +3,8 @@
 Sound: a path, bytes, or an array with its sampling rate -> float32 `[T]` mono in [-1, 1] at the rate asked for.
 Pictures: a path, bytes, a PIL image of any mode, or an array -> PIL RGB -> float32 `[3, S, S]` in [-1, 1].
 
-A source that names the network (`http://`, `https://`) is fetched only with `allow_urls=True`; a `data:` URL brings its
-bytes along.
+A source that names the network (`http://`, `https://`) is fetched only with `allow_urls=True`; a `data:` URL brings
+its bytes along.
 """
 
 import base64

@@ -169,7 +169,8 @@ def test_urls_are_fetched_when_asked(monkeypatch):
 def test_a_data_url_brings_its_bytes(tmp_path):
     text = base64.b64encode(image_bytes(RED)).decode()
     assert load_image(f"data:image/png;base64,{text}").getpixel((0, 0)) == (255, 0, 0)
-    assert load_image(find_source({"base64": text[:40] + "\n" + text[40:]}, "image")).size == RED.size  # lines, as MIME
+    lines = {"base64": text[:40] + "\n" + text[40:]}  # as in MIME
+    assert load_image(find_source(lines, "image")).size == RED.size
 
 
 @pytest.mark.parametrize(
