@@ -174,6 +174,18 @@ def test_a_run_is_not_resumed_with_other_rows(begun, workshop, scripts):
         train(scripts("sft"), line)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_named(name, begun, workshop, scripts):
+    damaged = sorted((begun / "run").glob("checkpoint-*"))[-1] / name
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    try:
+        with pytest.raises(ValueError, match=rf"{name} is damaged .* Remove {damaged.parent.name} to go on from"):
+            train(scripts("sft"), resumed(workshop, begun))
+    finally:
+        damaged.write_bytes(content)
+
+
 def test_a_constant_rate_may_go_on_for_longer(workshop, tmp_path, scripts):
     whole, parts = ({"lr_scheduler_type": "constant", "max_steps": steps} for steps in (6, 3))
     wanted = train(scripts("sft"), words(workshop, tmp_path / "whole", **whole))

@@ -1,10 +1,12 @@
 """What the training scripts share: keys of a recipe beside TRL's, its model and adapters, the output folder."""
 
 import dataclasses
+import json
 import os
 import shutil
 import sysconfig
 import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
@@ -15,7 +17,7 @@ import torch
 import transformers
 import yaml
 from peft import LoraConfig
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from settings import read_yaml_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from transformers.integrations.liger import apply_liger_kernel
@@ -284,7 +286,26 @@ def prepare_output(folder: str, resume: bool) -> str | None:
         raise ValueError(f"resume: {folder} holds no complete checkpoint. Start without --resume.")
     if not resume and (found or (path / "model").exists()):
         raise ValueError(f"output_dir {folder} holds a run already. Add --resume, or name another folder.")
+    if resume:
+        check_whole(found[-1].parent)
     return str(found[-1].parent) if resume else None
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raises a ValueError for a checkpoint with a file that was cut off, as a machine that lost its power leaves it."""
+    for path in checkpoint.iterdir():
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin"):  # torch.save writes zip files
+                zipfile.ZipFile(path).close()
+            elif path.suffix == ".json":
+                json.loads(path.read_bytes())
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"resume: {path} is damaged ({error}). Remove {checkpoint.name} to go on from the checkpoint before it."
+            ) from error
 
 
 def record_settings(recipe: ModelRecipe, config, rows_per_step: int, data: list[Path]) -> None:
