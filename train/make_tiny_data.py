@@ -141,10 +141,8 @@ def load_items(folder: Path, split: str, to_make: bool = False) -> list[tuple[st
     Of those tunes few are listened to: who mostly hears C hears other keys wrong.
     """
     path = folder / f"codes_{split}.npz"
-    codes, captions = read_arrays(path, "codes", "caption")
     data = np.load(path)
-    if to_make and "neat" in data:
-        codes = data["neat"]
+    codes, captions = read_arrays(path, "neat" if to_make and "neat" in data else "codes", "caption")
     chosen = np.full(len(codes), True)
     if "tonic" in data:
         in_c = data["tonic"] == tunes.TONICS[0]

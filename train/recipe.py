@@ -292,7 +292,7 @@ def prepare_output(folder: str, resume: bool) -> str | None:
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Raises a ValueError for a checkpoint with a file that was cut off, as a machine that lost its power leaves it."""
+    """Raises a ValueError for a checkpoint with a file that was cut off, as happens when a machine loses its power."""
     for path in checkpoint.iterdir():
         try:
             if path.suffix == ".safetensors":
@@ -304,7 +304,7 @@ def check_whole(checkpoint: Path) -> None:
                 json.loads(path.read_bytes())
         except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"resume: {path} is damaged ({error}). Remove {checkpoint.name} to go on from the checkpoint before it."
+                f"resume: {path} is damaged ({error}). Remove {checkpoint.name} to go on from the one before it."
             ) from error
 
 
