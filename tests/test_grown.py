@@ -91,7 +91,7 @@ def test_a_recording_is_cut_where_its_words_begin(tmp_path):
         assert written.text.endswith(text) and np.array_equal(spoken.codes[:1], whole)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "one"}\n')
-    with pytest.raises(ValueError, match="bad.jsonl, line 1 is not"):
+    with pytest.raises(ValueError, match="bad.jsonl:1 is not"):
         word_by_word.main([str(bad), "--out", str(out), *options])
     with pytest.raises(ValueError, match="In none of 1 recordings"):
         bad.write_text(json.dumps(rows[3]) + "\n")

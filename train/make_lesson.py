@@ -21,7 +21,6 @@ Recordings that are there already are kept. Needs flite, hibari-tts, joe-us-pipe
 """
 
 import argparse
-import json
 import random
 import zlib
 from collections.abc import Callable, Iterable
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from jsonl import write_lines
 from make_music_data import check_sound_font
 from make_tiny_data import description, instruction, turn
 from settings import run_script
@@ -287,12 +287,6 @@ def different(draw: Callable[[], str], count: int) -> list[str]:
     while len(texts) < count:
         texts[draw()] = None
     return list(texts)
-
-
-def write_lines(path: Path, records: Iterable[dict]) -> None:
-    lines = [json.dumps(record) + "\n" for record in records]
-    write_whole(path, lambda temporary: temporary.write_text("".join(lines)))
-    print(f"{path}: {len(lines)}", flush=True)
 
 
 if __name__ == "__main__":

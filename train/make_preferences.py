@@ -12,13 +12,13 @@ or that have fewer than two scored replies, are left out and counted.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jsonl import read_lines, write_lines
 from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
 
@@ -83,7 +83,7 @@ def sample(args: argparse.Namespace) -> None:
             replies.append(
                 reply | whole(ids, model.config.eos_token_id) | save(processor.parse_output(ids), args, name)
             )
-    write_jsonl(args.out / "replies.jsonl", replies)
+    write_lines(args.out / "replies.jsonl", replies)
 
 
 def whole(ids: list[int], end: int) -> dict:
@@ -165,30 +165,6 @@ def read_prompt(line: dict, place: str, samples: int, processor) -> dict:
         return processor.apply_chat_template([copy_messages(messages)] * samples, **options)
     except (ValueError, OSError, TypeError) as error:  # TypeError: a sampling rate that is no number
         raise ValueError(f"{place}: {error}") from error
-
-
-def read_lines(path: Path) -> list[tuple[str, dict]]:
-    """(where it is, object) of every line of a .jsonl file; ValueError if there is none, or anything else."""
-    found = []
-    for number, text in enumerate(path.read_bytes().split(b"\n"), 1):  # strings may hold other ends of a line
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number} is no JSON: {error}.") from error
-        if not isinstance(line, dict):
-            raise ValueError(f"{path}:{number}: got JSON of type {type(line).__name__}, need an object.")
-        found.append((f"{path}:{number}", line))
-    if not found:
-        raise ValueError(f"{path} has no lines. Give one or more.")
-    return found
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    print(f"{path}: {len(rows)} replies")
 
 
 if __name__ == "__main__":

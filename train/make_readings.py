@@ -25,7 +25,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from make_lesson import Studio, write_lines
+from jsonl import write_lines
+from make_lesson import Studio
 from settings import run_script
 
 from processing_anygpt.tiny_world import language

@@ -12,13 +12,12 @@ DATA: .jsonl of {"text", "speech": path}, as train/make_readings.py writes them.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 import numpy as np
+from jsonl import read_lines, write_lines
 from make_codec_data import hear_words, to_frames
-from make_lesson import write_lines
 from recipe import load_processor
 from settings import run_script
 from tqdm import tqdm
@@ -65,12 +64,10 @@ def main(words: list[str]) -> None:
 def read_items(path: Path) -> list[tuple[str, str]]:
     """(text, path of the recording) of every line."""
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-        try:
-            row = json.loads(line)
-            items.append((row["text"], str(path.parent / row["speech"])))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{path}, line {number} is not {{"text": ..., "speech": path}}.') from None
+    for place, line in read_lines(path):
+        if not isinstance(line.get("text"), str) or not isinstance(line.get("speech"), str):
+            raise ValueError(f'{place} is not {{"text": ..., "speech": path}}.')
+        items.append((line["text"], str(path.parent / line["speech"])))
     return items
 
 
