@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 from processing_anygpt import rows
+from processing_anygpt.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SAID = "a small yellow heart left of a small pink star"
@@ -126,7 +127,7 @@ def main() -> int:
     machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "load": os.getloadavg()}
     if args.json:
         text = json.dumps(machine | {"data": args.data or "examples", "workers": results}, indent=1) + "\n"
-        rows.write_whole(args.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(args.json, text)
     return 0 if all(report["same_rows"] for report in results.values()) else 1
 
 

@@ -33,7 +33,7 @@ import judge_speech  # noqa: E402
 from console import check_count, read_rows, run_script  # noqa: E402
 
 from processing_anygpt import generate_best  # noqa: E402
-from processing_anygpt.files import write_whole  # noqa: E402
+from processing_anygpt.files import write_text  # noqa: E402
 from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
 
 TEXTS = (ROOT / "eval" / "plain_english.txt", ROOT / "LICENSE")
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
         listed = [{"text": text, **{name: heard[i] for name, heard in answers.items()}} for i, text in enumerate(said)]
         whole = json.dumps(report | {"items": listed}, indent=1) + "\n"
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
+        write_text(args.out, whole)
 
 
 def read_items(data: Path, limit: int | None) -> list[dict]:

@@ -10,7 +10,6 @@ install -e ".[harness]"
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 import processing_anygpt  # noqa: F401, E402  registers the classes
 from processing_anygpt.conversation import encode_text  # noqa: E402
+from processing_anygpt.files import write_text  # noqa: E402
 from serving_anygpt.grow import find_backbone, load_backbone  # noqa: E402
 
 try:
@@ -106,9 +106,7 @@ def main(argv: list[str]) -> None:
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, args.out)
+        write_text(args.out, text + "\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ import systems  # noqa: E402
 from console import check_count, read_rows, run_script  # noqa: E402
 
 from examples import Example, fewer  # noqa: E402
-from processing_anygpt.files import write_whole  # noqa: E402
+from processing_anygpt.files import write_text  # noqa: E402
 from processing_anygpt.tiny_world import language, lesson  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "modeling_anygpt/pretrained/anygpt_tiny"
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     scores = {"before": before, "after": after, "codecs": codecs}
     report["items"] = {name: {line: s.items for line, s in lines.items()} for name, lines in scores.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.out, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))
+    write_text(args.out, json.dumps(report, indent=1))
     return 0 if same else 1
 
 

@@ -1,7 +1,6 @@
 """The report as one self-contained web page: tables, plots, samples and worst cases of every protocol."""
 
 import io
-import os
 from pathlib import Path
 
 import jinja2
@@ -10,6 +9,7 @@ import tables
 from protocol import TASKS, Protocol, Row
 
 from examples import Example, load, picture, sound, target_of
+from processing_anygpt.files import write_text
 from serving_anygpt.demo import data_uri, show_picture
 from serving_anygpt.spectrogram import spectrogram_png
 
@@ -34,9 +34,7 @@ def write(path: Path, systems: dict, model: str, data: Path | None) -> None:
         versions=next(iter(systems[model].values()))["versions"],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def protocols(systems: dict) -> list[str]:

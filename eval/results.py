@@ -19,6 +19,7 @@ from checkpoints import checkpoint
 from PIL import Image
 from protocol import Protocol, Row
 
+from processing_anygpt.files import write_text, write_whole
 from processing_anygpt.judging.normalisers import normaliser
 from processing_anygpt.judging.scores import mean_interval
 
@@ -97,19 +98,17 @@ def save_medium(medium, stem: Path) -> str | None:
         return None
     stem.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".png" if isinstance(medium, Image.Image) else ".flac"
-    path, temporary = stem.with_name(stem.name + suffix), stem.with_name(f".{stem.name}.{os.getpid()}{suffix}")
+    path = stem.with_name(stem.name + suffix)
     if suffix == ".png":
-        medium.save(temporary)
+        write_whole(path, lambda temporary: medium.save(temporary, format="PNG"))
     else:
-        soundfile.write(temporary, medium[0].clip(-1, 1), medium[1])
-    os.replace(temporary, path)
+        wave, rate = medium[0].clip(-1, 1), medium[1]
+        write_whole(path, lambda temporary: soundfile.write(temporary, wave, rate, format="FLAC"))
     return str(path.relative_to(stem.parents[2]))
 
 
 def write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 # ---------------------------------------------------------------- from records to rows

@@ -1,13 +1,13 @@
 """Result files -> tables: one line a row of the protocols, one column a system; markdown for cards and documents."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 from protocol import SYSTEM_KINDS, TASKS, Protocol
 
+from processing_anygpt.files import write_text
 from processing_anygpt.judging.scores import compare
 
 HUB_TASKS = {  # names of the Hub's task pages
@@ -233,7 +233,7 @@ def write_block(path: Path, name: str, text: str) -> None:
     pattern = re.compile(rf"(<!-- {name}: begin[^\n]*-->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     if not pattern.search(old):
         raise ValueError(f"{path} has no lines <!-- {name}: begin --> and <!-- {name}: end -->. Add them.")
-    replace(path, pattern.sub(lambda found: f"{found[1]}{text}{found[2]}", old))
+    write_text(path, pattern.sub(lambda found: f"{found[1]}{text}{found[2]}", old))
 
 
 def write_model_index(path: Path, systems: dict, model: str) -> None:
@@ -256,10 +256,4 @@ def write_model_index(path: Path, systems: dict, model: str) -> None:
         )
     card = ModelCard.load(path)
     card.data.model_name, card.data.eval_results = model, results
-    replace(path, str(card))
-
-
-def replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, str(card))

@@ -18,6 +18,11 @@ def write_whole(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A file of UTF-8 text, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """A compressed npz file, whole or not at all."""
 

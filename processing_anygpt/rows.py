@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .conversation import IGNORED
-from .files import write_whole
+from .files import write_text, write_whole
 from .vocabulary import code_ids
 
 VERSION = 1  # of this layout
@@ -144,7 +144,7 @@ def finish(folder: Path, facts: dict) -> dict:
     """Writes rejects.jsonl and the final manifest of a folder that has all its shards; returns the manifest."""
     notes = [shard_notes(folder / shard_name(unit)) for unit in range(facts["units"])]
     lines = [json.dumps(reject) + "\n" for _, rejects in notes for reject in rejects]
-    write_whole(folder / "rejects.jsonl", lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+    write_text(folder / "rejects.jsonl", "".join(lines))
     shards = [summary for summary, _ in notes]
     totals: dict[str, Any] = {
         key: sum(s[key] for s in shards) for key in ("rows", "rejected", "tokens", "learned_tokens")
@@ -182,7 +182,7 @@ def _read_json(path: Path) -> dict:
 
 def _write_json(path: Path, value: dict) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def read_manifest(folder: str | os.PathLike) -> dict:

@@ -25,7 +25,7 @@ from settings import parse
 from torch import nn
 from transformers.utils import logging
 
-from processing_anygpt.files import write_whole
+from processing_anygpt.files import write_text, write_whole
 
 STATE = "training.safetensors"
 # The least that the numbers of the codec scripts may be, in whichever of their dataclasses they stand.
@@ -133,7 +133,7 @@ class Run:
             known = {key: value for each in self.recipe for key, value in dataclasses.asdict(each).items()}
             plain = {k: str(v) if isinstance(v, Path) else v for k, v in known.items() if k != "resume"}
             text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-            write_whole(self.work / "settings.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(self.work / "settings.yaml", text)
 
     def say(self, line: str) -> None:
         if self.is_main:
@@ -230,7 +230,7 @@ class Run:
             state = safetensors.torch.save(tensors, {"progress": json.dumps(progress)})
             losses = json.dumps(self.history, indent=1)
             write_whole(self.work / STATE, lambda temporary: temporary.write_bytes(state))
-            write_whole(self.work / "losses.json", lambda temporary: temporary.write_text(losses))
+            write_text(self.work / "losses.json", losses)
         self.accelerator.wait_for_everyone()
 
     def _restore(self, parts: dict[str, Any]) -> int:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from processing_anygpt.files import write_whole
+from processing_anygpt.files import write_text
 
 
 def read_lines(path: Path) -> list[tuple[str, dict]]:
@@ -28,5 +28,5 @@ def read_lines(path: Path) -> list[tuple[str, dict]]:
 def write_lines(path: Path, records: Iterable[dict]) -> None:
     """Writes the file whole or not at all, and says so."""
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    write_whole(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+    write_text(path, "".join(lines))
     print(f"{path}: {len(lines)}", flush=True)

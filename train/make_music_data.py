@@ -24,7 +24,7 @@ from settings import run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
-from processing_anygpt.files import write_npz, write_whole  # noqa: E402
+from processing_anygpt.files import write_npz, write_text, write_whole  # noqa: E402
 from processing_anygpt.tiny_world import language, tunes  # noqa: E402
 
 CLIPS_PER_FILE = 300
@@ -91,7 +91,7 @@ def write_codes(args: argparse.Namespace, rng: random.Random) -> None:
         arrays = {"codes": np.stack(codes), "caption": np.array(captions), "tonic": np.array(tonics, dtype=np.uint8)}
         write_npz(args.out / f"codes_{name}.npz", **arrays)
         if held_out:
-            write_whole(args.out / "notes_heldout.json", lambda temporary: temporary.write_text(json.dumps(scores)))
+            write_text(args.out / "notes_heldout.json", json.dumps(scores))
         print(
             f"{name}: {len(kinds)} clips, {[len(np.unique(arrays['codes'][:, k])) for k in range(2)]} codes used",
             flush=True,

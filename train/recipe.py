@@ -25,7 +25,7 @@ from transformers.utils import is_liger_kernel_available
 
 import processing_anygpt  # noqa: F401  registers AnyGPT with the Auto classes
 from modeling_anygpt import AnyGPTConfig
-from processing_anygpt.files import write_whole
+from processing_anygpt.files import write_text
 from processing_anygpt.rows import fingerprint
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -337,4 +337,4 @@ def record_settings(recipe: ModelRecipe, config, rows_per_step: int, data: list[
                 )
     if config.process_index == 0:
         text = yaml.safe_dump(decisive, sort_keys=False, allow_unicode=True)
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, text)
