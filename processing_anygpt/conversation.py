@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import secrets
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -317,6 +317,21 @@ def checked_dict(value: Any, name: str, example: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"Got a {name} of type {type(value).__name__}, need a dict like {example}.")
     return value
+
+
+def own_block(block: Any, modalities: Collection[str]) -> dict[str, Any]:
+    """A copy of a content block, by our name for its type: "audio" means speech where the table has no such row, and
+    the media blocks of OpenAI's messages are read as well."""
+    block = dict(checked_dict(block, "block", '{"type": "text", "text": ...}'))
+    kind = block.get("type")
+    if kind == "audio" and "audio" not in modalities:
+        return block | {"type": "speech"}
+    if kind == "image_url" and kind not in modalities:
+        url = block.get("image_url")
+        return {"type": "image", "url": url.get("url") if isinstance(url, Mapping) else url}
+    if kind == "input_audio" and isinstance(block.get("input_audio"), Mapping):
+        return {"type": "speech", "base64": block["input_audio"].get("data")}
+    return block
 
 
 def _block_pieces(block: dict[str, Any], copy: TextOnly, modalities: Sequence[Any]) -> list[str | list[int]]:

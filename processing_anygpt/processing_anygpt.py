@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from .batching import Batching, share_out, splice
 from .codec_io import add_acoustic_codes, decode, encode, is_audio, paint
 from .codec_shelf import CodecShelf
 from .conversation import (
@@ -21,6 +22,7 @@ from .conversation import (
     chat_template_for,
     checked_dict,
     encode_pieces,
+    own_block,
     render,
     render_text,
     text_only,
@@ -214,14 +216,20 @@ class AnyGPTProcessor(ProcessorMixin):
     def apply_chat_template(
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: None = None,
+        tools: None = None,
+        documents: None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
-        return_dict: bool = False,
         return_tensors: str | None = None,
+        return_dict: bool = False,
         start_modality: str | None = None,
         return_labels: bool = False,
-        padding: bool = True,
+        padding: bool | str = True,
+        truncation: bool | str = False,
+        max_length: int | None = None,
         allow_urls: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -230,29 +238,40 @@ class AnyGPTProcessor(ProcessorMixin):
         Blocks of a message's content: `{"type": "text", "text"}`, `{"type": "transcript", "text"}` (what a spoken
         instruction said), and for every modality `{"type": name, ...}` with one of "path", "url" (only with
         `allow_urls`, but for `data:` ones), "audio" or "image" (array, PIL image, path), "bytes", "base64", "codes"
-        `[K, T]`; audio arrays also need "sampling_rate" (Hz). "audio" as a type means speech.
+        `[K, T]`; audio arrays also need "sampling_rate" (Hz). "audio" as a type means speech. "image_url" and
+        "input_audio" blocks are read as in OpenAI's messages.
 
         Args:
             conversation: messages, or a list of conversations.
+            chat_template, tools, documents: as transformers passes them; the model knows one format and none of these.
             add_generation_prompt: end with `[MMGPT]:`.
             continue_final_message: leave the last assistant message open.
+            return_assistant_tokens_mask: add "assistant_masks", 1 on what labels mark; needs `return_dict`.
             tokenize: ids instead of the rendered string. (Tokenising the string yourself lets text in it spell
                 control tokens.)
+            return_tensors: "pt" or "np".
             return_dict: `{"input_ids", "attention_mask"}` instead of the ids alone.
-            return_tensors: "pt" or "np"; then a batch is padded on the left.
             start_modality: end with the start token of this modality: the model has to write it.
             return_labels: add "labels", -100 off the assistant's turns; needs `return_dict`.
-            padding: pad a batch to equal length on the left.
+            padding, truncation, max_length: see `Batching`.
             allow_urls: fetch blocks that name a URL.
-            processor_kwargs: for transformers' pipelines; "padding" is read from it.
+            processor_kwargs: more of `Batching`'s, over those above, and "sampling_rate" (Hz) of audio arrays that
+                come without one.
+
+        Raises:
+            ValueError: media, messages or options that can't be used.
         """
-        if processor_kwargs:
-            padding = processor_kwargs.get("padding", padding)
+        if tools or documents or chat_template not in (None, self.chat_template):
+            raise ValueError("AnyGPT knows no tools, documents or other chat templates. Leave them out.")
+        batching = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        batching |= {"return_tensors": return_tensors} | (processor_kwargs or {})
+        sampling_rate = batching.pop("sampling_rate", None)
+        batching = Batching.from_options(batching)
         if isinstance(conversation, str) or not isinstance(conversation, Sequence):
             raise ValueError(f"Got a conversation of type {type(conversation).__name__}, need a list of messages.")
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         conversations = conversation if batched else [conversation]
-        conversations = self._encode_blocks(conversations, allow_urls)
+        conversations = self._encode_blocks(conversations, sampling_rate, allow_urls)
         arguments = (self.tokenizer, self.specs, add_generation_prompt, self.system_prompt)
         options = {"continue_final_message": continue_final_message, "start_modality": start_modality}
         options["separator"] = self.turn_separator
@@ -263,7 +282,9 @@ class AnyGPTProcessor(ProcessorMixin):
         features = {"input_ids": [ids for ids, _ in rendered]}
         if return_labels:
             features["labels"] = [labels for _, labels in rendered]
-        batch = self._collate(features, return_tensors, padding, batched)
+        if return_assistant_tokens_mask:
+            features["assistant_masks"] = [[int(label != IGNORED) for label in labels] for _, labels in rendered]
+        batch = batching.collate(features, self.tokenizer, batched)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
@@ -277,7 +298,11 @@ class AnyGPTProcessor(ProcessorMixin):
         media: dict[str, Any] | None = None,
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
-        padding: bool = True,
+        padding: bool | str = True,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        padding_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
         allow_control_tokens: bool = False,
         allow_urls: bool = False,
     ) -> BatchFeature:
@@ -292,8 +317,8 @@ class AnyGPTProcessor(ProcessorMixin):
             videos: not supported.
             media: items of any modality by name, for rows of the table that have no argument here.
             sampling_rate: Hz of audio arrays that come without one.
-            return_tensors: "pt" or "np"; then a batch is padded on the left.
-            padding: pad a batch to equal length on the left.
+            return_tensors: "pt" or "np".
+            padding, truncation, max_length, padding_side, pad_to_multiple_of: see `Batching`.
             allow_control_tokens: let `text` spell control and code tokens, for strings from
                 `apply_chat_template(tokenize=False)`. Never for text that a user typed.
             allow_urls: fetch items that are URLs.
@@ -301,7 +326,8 @@ class AnyGPTProcessor(ProcessorMixin):
         Returns:
             "input_ids" and "attention_mask".
         """
-        if videos is not None:
+        batching = Batching(padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors)
+        if videos is not None and len(videos):
             raise ValueError("Got videos, which AnyGPT does not know. Pass text, images, speech or music.")
         given = {"image": images, "speech": speech if speech is not None else audio, "music": music, **(media or {})}
         given = {name: items for name, items in given.items() if items is not None}
@@ -317,11 +343,11 @@ class AnyGPTProcessor(ProcessorMixin):
         for name, items in given.items():
             spec = find_modality(self.specs, name)
             marker = f"<{name}>"
-            groups = _share_out(items, [string.count(marker) for string in texts], name)
+            groups = share_out(items, [string.count(marker) for string in texts], name)
             codes = self.encode_media(name, [item for group in groups for item in group], sampling_rate, allow_urls)
             ids = iter([[spec.start_token_id, *codes_to_ids(spec, c), spec.end_token_id] for c in codes])
             pieces = [
-                _splice(row, marker, [next(ids) for _ in group]) for row, group in zip(pieces, groups, strict=True)
+                splice(row, marker, [next(ids) for _ in group]) for row, group in zip(pieces, groups, strict=True)
             ]
         if allow_control_tokens:
             strings = [
@@ -331,9 +357,11 @@ class AnyGPTProcessor(ProcessorMixin):
             rows = self.tokenizer(strings)["input_ids"]
         else:
             rows = [encode_pieces(row, text_only(self.tokenizer))[0] for row in pieces]
-        return self._collate({"input_ids": rows}, return_tensors, padding, batched)
+        return batching.collate({"input_ids": rows}, self.tokenizer, batched)
 
-    def _encode_blocks(self, conversations: Sequence[Any], allow_urls: bool) -> list[list[dict[str, Any]]]:
+    def _encode_blocks(
+        self, conversations: Sequence[Any], sampling_rate: int | None, allow_urls: bool
+    ) -> list[list[dict[str, Any]]]:
         """Copies of the conversations in which every media block holds codes; one codec batch for each modality."""
         names = {spec.name for spec in self.specs}
         waiting: dict[str, list[dict[str, Any]]] = {}
@@ -343,39 +371,17 @@ class AnyGPTProcessor(ProcessorMixin):
             for message in conversation:
                 message = dict(checked_dict(message, "message", '{"role": "user", "content": ...}'))
                 if isinstance(message.get("content"), (list, tuple)):
-                    message["content"] = [
-                        dict(checked_dict(block, "block", '{"type": "text", "text": ...}'))
-                        for block in message["content"]
-                    ]
+                    message["content"] = [own_block(block, names) for block in message["content"]]
                     for block in message["content"]:
-                        if block.get("type") == "audio" and "audio" not in names:
-                            block["type"] = "speech"
                         if block.get("type") in names and block.get("codes") is None:
                             waiting.setdefault(block["type"], []).append(block)
                 messages.append(message)
             copies.append(messages)
         for name, blocks in waiting.items():
-            for block, codes in zip(blocks, self.encode_media(name, blocks, allow_urls=allow_urls), strict=True):
+            encoded = self.encode_media(name, blocks, sampling_rate, allow_urls)
+            for block, codes in zip(blocks, encoded, strict=True):
                 block["codes"] = codes
         return copies
-
-    def _collate(
-        self, features: dict[str, list[list[int]]], return_tensors: str | None, padding: bool, batched: bool
-    ) -> BatchFeature:
-        """Rows of unequal length, padded on the left; as transformers, a single row without tensors is not a batch."""
-        rows = features["input_ids"]
-        lengths = [len(row) for row in rows]
-        longest = max(lengths)
-        features["attention_mask"] = [[1] * length for length in lengths]
-        if min(lengths) < longest and (padding or return_tensors):
-            pad = self.tokenizer.pad_token_id
-            if pad is None:
-                raise ValueError("The tokenizer has no pad token. Set tokenizer.pad_token to pad a batch.")
-            fill = {"input_ids": pad, "attention_mask": 0, "labels": IGNORED}
-            features = {k: [[fill[k]] * (longest - len(row)) + row for row in v] for k, v in features.items()}
-        if return_tensors is None and not batched:
-            features = {key: value[0] for key, value in features.items()}
-        return BatchFeature(features, tensor_type=return_tensors)
 
     # Out of the model
 
@@ -520,50 +526,6 @@ def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool
             )
         return waveform
     return image_to_array(load_image(item, allow_urls), spec.image_size)
-
-
-def _share_out(items: Any, markers: list[int], name: str) -> list[list[Any]]:
-    """Media of a batch to its texts: by nesting if they come nested, else by markers, else one each."""
-    items = list(items) if isinstance(items, list) else [items]
-    if items and all(isinstance(item, list) for item in items) and len(items) == len(markers):
-        groups = items
-    elif len(items) == sum(markers):
-        rest = iter(items)
-        groups = [[next(rest) for _ in range(count)] for count in markers]
-    elif sum(markers) == 0 and (len(items) == len(markers) or len(markers) == 1):
-        groups = [[item] for item in items] if len(items) == len(markers) else [items]
-    else:
-        raise ValueError(
-            f"Got {len(items)} {name} items for {sum(markers)} <{name}> markers in {len(markers)} texts. Give one "
-            "item for each marker, or one for each text without markers."
-        )
-    for group, count in zip(groups, markers, strict=True):
-        if count not in (0, len(group)):
-            raise ValueError(
-                f"Got {len(group)} {name} items for a text with {count} <{name}> markers. Make them equal."
-            )
-    return groups
-
-
-def _splice(pieces: list[Piece], marker: str, items: list[list[int]]) -> list[Piece]:
-    """Puts the ids of `items` where the markers are in the text, or in front of it."""
-    if not items:
-        return pieces
-    if not any(marker in piece for piece, _ in pieces if isinstance(piece, str)):
-        rest = [piece for piece in pieces if piece[0]]
-        spaced = [piece for ids in items for piece in ((ids, False), (" ", False))]
-        return spaced + rest if rest else spaced[:-1]
-    result: list[Piece] = []
-    rest = iter(items)
-    for piece, learned in pieces:
-        if isinstance(piece, str):
-            for index, text in enumerate(piece.split(marker)):
-                if index:
-                    result.append((next(rest), False))
-                result.append((text, learned))
-        else:
-            result.append((piece, learned))
-    return result
 
 
 __all__ = ["AnyGPTProcessor"]

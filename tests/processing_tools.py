@@ -89,7 +89,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["a big red circle", "<eoh> <eos> <pad>", "please draw what you hear"] * 20, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", padding_side="left"
+    )
 
 
 class ExactAudioCodec(torch.nn.Module):

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from processing_tools import ExactAudioCodec, ExactImageCodec, byte_tokenizer, make_processor, small_table, tone
@@ -223,8 +224,25 @@ def test_blocks_of_base64(processor):
         processor.apply_chat_template(ask({"type": "image", **block}), tokenize=True) for block in blocks
     ]
     assert others == [first, first]
+    openai = {"type": "image_url", "image_url": blocks[2]}
+    assert processor.apply_chat_template(ask(openai), tokenize=True) == first
+    with pytest.raises(ValueError, match="not fetched unless asked"):
+        remote = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+        processor.apply_chat_template(ask(remote), tokenize=True)
     with pytest.raises(ValueError, match="base64 of type int, need a string"):
         processor.apply_chat_template(ask({"type": "image", "base64": 5}), tokenize=True)
+
+
+def test_blocks_of_speech_as_openai_has_them(processor):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(0.5, 1600), 1600, format="WAV")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    openai = {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}}
+    made, wanted = (
+        processor.apply_chat_template(ask(block), tokenize=True)
+        for block in (openai, {"type": "speech", "bytes": buffer.getvalue()})
+    )
+    assert made == wanted
 
 
 def test_bad_blocks(processor):
