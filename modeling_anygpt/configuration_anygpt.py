@@ -295,6 +295,8 @@ class AnyGPTConfig(PreTrainedConfig):
             setattr(self, f"{key}_token_id", vocabulary.get(token))
         self.space_token_ids = [vocabulary[token] for token in ("\u2581", "\u0120", " ") if token in vocabulary]
         self.text_config.eos_token_id = self.eos_token_id
+        # Not the default of the backbone's class, which is some other token where the tokenizer has none.
+        self.text_config.bos_token_id = tokenizer.bos_token_id
         self.pad_token_id = self.text_config.pad_token_id = tokenizer.pad_token_id
         self._check_table()
 
@@ -315,6 +317,15 @@ class AnyGPTConfig(PreTrainedConfig):
     @tie_word_embeddings.setter
     def tie_word_embeddings(self, value: bool):
         self.text_config.tie_word_embeddings = value
+
+    @property
+    def use_cache(self) -> bool:
+        """Kept in `text_config` alone: the backbone reads it there, and Trainer sets it here."""
+        return getattr(self.text_config, "use_cache", True)
+
+    @use_cache.setter
+    def use_cache(self, value: bool):
+        self.text_config.use_cache = value
 
     def to_dict(self) -> dict:
         """JSON-able form: as the base class, with table rows as dicts. PEFT looks for `tie_word_embeddings` there."""

@@ -94,8 +94,6 @@ class ModalityGrammar(LogitsProcessor):
         presets: applied to what is left of the logits, or None.
     """
 
-    supports_continuous_batching = False  # needs all ids of a row, continuous batching passes the last one only
-
     def __init__(
         self,
         config: AnyGPTConfig,
@@ -163,7 +161,8 @@ class ModalityGrammar(LogitsProcessor):
         # Per modality, text first: codebooks, fewest and most codes, and the places of its rows above.
         self.columns = tensor(columns)
         text &= ~is_code
-        structural = [config.human_token_id, config.assistant_token_id, config.eoh_token_id, config.pad_token_id]
+        structural = [config.human_token_id, config.assistant_token_id, config.eoh_token_id, config.eos_token_id]
+        structural += [config.pad_token_id]
         structural += [config.text_config.bos_token_id, config.instruction_token_id, config.response_token_id]
         text[[i for i in structural if i is not None] + list(eos_token_ids)] = False
         if self.only_items:
@@ -443,7 +442,7 @@ class AnyGPTGenerationMixin(GenerationMixin):
             if not (values["temperature"] > 0 and values["repetition_penalty"] > 0 and 0 < values["top_p"] <= 1):
                 raise ValueError(
                     f"Preset of {name!r}: temperature and repetition_penalty must be positive, top_p in (0, 1], got "
-                    f"{values}. For greedy choice set top_k=1."
+                    f"{values}. For greedy choice set do_sample=False, or top_k=1 in one modality."
                 )
         return merged
 
@@ -462,7 +461,12 @@ class AnyGPTGenerationMixin(GenerationMixin):
         presets = getattr(generation_config, "modality_presets", None)
         if generation_config.is_assistant:
             presets = None  # `logits_processor` holds the grammar of the model it drafts for, with that one's budget
-        if input_ids_seq_length is not None and isinstance(presets, dict) and "text" in presets:
+        if input_ids_seq_length is None:  # continuous batching, which knows of a row its last id only
+            raise ValueError(
+                "generate_batch runs without the grammar of modalities, so its replies may be malformed. Use generate "
+                "with a padded batch, or a server for the result of `anygpt export --to vllm`."
+            )
+        if isinstance(presets, dict) and "text" in presets:
             request = resolve_request(
                 self.config,
                 generation_config.output_modalities,

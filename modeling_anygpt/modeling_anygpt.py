@@ -16,6 +16,8 @@ from transformers.utils import can_return_tuple, is_torchvision_available
 from .configuration_anygpt import AnyGPTConfig
 from .generation_anygpt import AnyGPTGenerationMixin
 
+PIPELINE_CLASSES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText")  # by which pipelines load a model
+
 
 class AnyGPTPreTrainedModel(PreTrainedModel):
     """Loading, saving and the switches of transformers. What the backbone cannot do, it refuses itself."""
@@ -67,10 +69,10 @@ class AnyGPTForCausalLM(AnyGPTPreTrainedModel, AnyGPTGenerationMixin):
         self.post_init()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`; names the model for the pipeline's Auto class too."""
-        # transformers writes the entry of one Auto class only. The same class serves both.
+        """As `PreTrainedModel.save_pretrained`; names the model for the Auto classes of the pipelines too."""
+        # transformers writes the entry of one Auto class only. The same class serves all.
         if self._auto_class is not None:
-            self.config.auto_map["AutoModelForMultimodalLM"] = "modeling_anygpt.AnyGPTForCausalLM"
+            self.config.auto_map |= dict.fromkeys(PIPELINE_CLASSES, "modeling_anygpt.AnyGPTForCausalLM")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple

@@ -65,9 +65,8 @@ class Batching:
             raise ValueError("The tokenizer knows no longest row. Pass max_length.")
         return tokenizer.model_max_length
 
-    def collate(self, features: dict[str, list[list[int]]], tokenizer: Any, batched: bool) -> BatchFeature:
-        """Rows of "input_ids", and of others as long, with "attention_mask"; as in transformers, a single row without
-        tensors is not a batch."""
+    def collate(self, features: dict[str, list[list[int]]], tokenizer: Any) -> BatchFeature:
+        """Rows of "input_ids", and of others as long, with "attention_mask"."""
         if self.truncation and self.truncation != "do_not_truncate":
             length = self.longest(tokenizer)
             part = slice(-length, None) if tokenizer.truncation_side == "left" else slice(length)
@@ -91,8 +90,6 @@ class Batching:
                 f"Got rows of {widths[0]} to {widths[-1]} ids for one tensor. Pad them (padding=True), or cut them "
                 "(truncation=True, max_length=...)."
             )
-        if self.return_tensors is None and not batched:
-            features = {key: value[0] for key, value in features.items()}
         return BatchFeature(features, tensor_type=self.return_tensors)
 
 

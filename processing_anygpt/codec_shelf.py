@@ -25,7 +25,7 @@ class CodecShelf:
 
     def __init__(self, source: str | None = None, options: dict[str, Any] | None = None):
         self.source = source  # folder or hub id of the checkpoint
-        self.options = options or {}  # of from_pretrained: revision, token, trust_remote_code, ...
+        self.options = options or {}  # of from_pretrained: subfolder, revision, token, trust_remote_code, ...
         self.device = torch.device("cpu")
         self.models: dict[str, Any] = {}
         self.own: set[str] = set()  # names put here by hand: they replace those of the checkpoint
@@ -73,15 +73,16 @@ class CodecShelf:
                 "AnyGPTProcessor.from_pretrained(folder), or set_codec(modality, codec)."
             )
         folder = Path(self.source)
+        inside = (Path(self.options.get("subfolder") or "") / name).as_posix()
         if not folder.is_dir():
             revision = self.options.get("revision")
-            folder = Path(snapshot_download(self.source, revision=revision, allow_patterns=[f"{name}/*"], **options))
-        if not (folder / name).is_dir():
+            folder = Path(snapshot_download(self.source, revision=revision, allow_patterns=[f"{inside}/*"], **options))
+        if not (folder / inside).is_dir():
             raise ValueError(
-                f"Checkpoint {self.source} has no codec folder {name!r}. Download it whole, or change the modality "
+                f"Checkpoint {self.source} has no codec folder {inside!r}. Download it whole, or change the modality "
                 "table in processor_config.json."
             )
-        return folder / name
+        return folder / inside
 
     def put(self, name: str, model: Any) -> None:
         """Uses `model` under `name` instead of the checkpoint's."""
@@ -90,7 +91,8 @@ class CodecShelf:
 
     def has(self, name: str) -> bool:
         """Whether `get` would find a codec without going to the network."""
-        return name in self.models or (self.source is not None and (Path(self.source) / name).is_dir())
+        place = self.options.get("subfolder") or ""
+        return name in self.models or (self.source is not None and (Path(self.source) / place / name).is_dir())
 
     def save(self, name: str, folder: Path) -> None:
         """Puts the codec `name` into `folder`, with the code that loads it there."""

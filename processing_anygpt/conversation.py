@@ -169,7 +169,10 @@ TEMPLATE = """\
     {%- elif message['role'] == 'user' -%}
         {{- '[Human]: ' + content(message) + '<eoh>' -}}
     {%- elif message['role'] == 'assistant' -%}
-        {{- '[MMGPT]: ' + content(message) + '<eos>' -}}
+        {{- '[MMGPT]:' -}}
+        {%- generation -%}
+            {{- ' ' + content(message) + '<eos>' -}}
+        {%- endgeneration -%}
     {%- else -%}
         {{- raise_exception('Roles are system, user and assistant.') -}}
     {%- endif -%}

@@ -250,7 +250,8 @@ class AnyGPTProcessor(ProcessorMixin):
             tokenize: ids instead of the rendered string. (Tokenising the string yourself lets text in it spell
                 control tokens.)
             return_tensors: "pt" or "np".
-            return_dict: `{"input_ids", "attention_mask"}` instead of the ids alone.
+            return_dict: `{"input_ids", "attention_mask"}` instead of the ids alone: a batch, also of a single
+                conversation, as transformers' other processors return it.
             start_modality: end with the start token of this modality: the model has to write it.
             return_labels: add "labels", -100 off the assistant's turns; needs `return_dict`.
             padding, truncation, max_length: see `Batching`.
@@ -266,6 +267,7 @@ class AnyGPTProcessor(ProcessorMixin):
         batching = {"padding": padding, "truncation": truncation, "max_length": max_length}
         batching |= {"return_tensors": return_tensors} | (processor_kwargs or {})
         sampling_rate = batching.pop("sampling_rate", None)
+        batching.pop("add_special_tokens", None)  # TRL says it; the format knows where BOS stands
         batching = Batching.from_options(batching)
         if isinstance(conversation, str) or not isinstance(conversation, Sequence):
             raise ValueError(f"Got a conversation of type {type(conversation).__name__}, need a list of messages.")
@@ -284,8 +286,10 @@ class AnyGPTProcessor(ProcessorMixin):
             features["labels"] = [labels for _, labels in rendered]
         if return_assistant_tokens_mask:
             features["assistant_masks"] = [[int(label != IGNORED) for label in labels] for _, labels in rendered]
-        batch = batching.collate(features, self.tokenizer, batched)
-        return batch if return_dict else batch["input_ids"]
+        batch = batching.collate(features, self.tokenizer)
+        if return_dict:
+            return batch
+        return batch["input_ids"] if batched or batching.return_tensors else batch["input_ids"][0]
 
     def __call__(
         self,
@@ -324,7 +328,7 @@ class AnyGPTProcessor(ProcessorMixin):
             allow_urls: fetch items that are URLs.
 
         Returns:
-            "input_ids" and "attention_mask".
+            "input_ids" and "attention_mask" of a batch, also of a single text.
         """
         batching = Batching(padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors)
         if videos is not None and len(videos):
@@ -335,8 +339,7 @@ class AnyGPTProcessor(ProcessorMixin):
             raise ValueError("Got neither text nor media, need at least one of them.")
         if speech is not None and audio is not None:
             raise ValueError("Got speech and audio, which are two names of the same. Pass one of them.")
-        batched = isinstance(text, (list, tuple))
-        texts = list(text) if batched else ["" if text is None else text]
+        texts = list(text) if isinstance(text, (list, tuple)) else ["" if text is None else text]
         if not texts or not all(isinstance(string, str) for string in texts):
             raise ValueError(f"Got text={text!r}, need a string or a list of at least one.")
         pieces: list[list[Piece]] = [[(string, False)] for string in texts]
@@ -357,7 +360,7 @@ class AnyGPTProcessor(ProcessorMixin):
             rows = self.tokenizer(strings)["input_ids"]
         else:
             rows = [encode_pieces(row, text_only(self.tokenizer))[0] for row in pieces]
-        return batching.collate({"input_ids": rows}, self.tokenizer, batched)
+        return batching.collate({"input_ids": rows}, self.tokenizer)
 
     def _encode_blocks(
         self, conversations: Sequence[Any], sampling_rate: int | None, allow_urls: bool
@@ -445,8 +448,8 @@ class AnyGPTProcessor(ProcessorMixin):
             clean_up_tokenization_spaces: as in the tokenizer's `decode`.
 
         Returns:
-            A list with, for each sequence, its text (media left out), or of the last reply the first picture (PIL) or
-            sound (float32 `[T]`); None where the reply has none.
+            A list with, for each sequence, its text (media and transcripts left out), or of the last reply the first
+            picture (PIL) or sound (float32 `[T]`); None where the reply has none.
         """
         rows = _as_list(generated_outputs)
         rows = rows if rows and isinstance(rows[0], list) else [rows]
@@ -476,8 +479,17 @@ class AnyGPTProcessor(ProcessorMixin):
             results.append(first.waveform if isinstance(first, AudioPart) else first and first.image)
         return results
 
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool = False
+    ) -> list[str]:
+        """The text of generated sequences, as transformers' image-text-to-text pipeline shows it: without media and
+        what was heard."""
+        return self.post_process_multimodal_output(
+            generated_outputs, skip_special_tokens, "text", clean_up_tokenization_spaces
+        )
 
-FROM_PRETRAINED_OPTIONS = ("trust_remote_code", "cache_dir", "local_files_only", "token", "revision")
+
+FROM_PRETRAINED_OPTIONS = ("subfolder", "trust_remote_code", "cache_dir", "local_files_only", "token", "revision")
 
 
 def _as_list(ids: Any) -> list:

@@ -189,10 +189,15 @@ def ids_to_codes(modality: Any, ids: Sequence[int]) -> np.ndarray:
 
 
 def text_ids(ids: Sequence[int], tokenizer: Any, modalities: Sequence[Any]) -> list[int]:
-    """`ids` without what belongs to media or to the structure of a conversation."""
-    skipped = set(
-        tokenizer.convert_tokens_to_ids([HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY, RESPONSE, INSTRUCTION])
-    )
+    """`ids` without transcripts and what belongs to media or to the structure of a conversation."""
+    markers = tokenizer.convert_tokens_to_ids([HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_REPLY, RESPONSE, INSTRUCTION])
+    media: set[int] = set()
     for modality in modalities:
-        skipped.update([modality.start_token_id, modality.end_token_id, *code_ids(modality)])
-    return [index for index in ids if index not in skipped]
+        media.update([modality.start_token_id, modality.end_token_id, *code_ids(modality)])
+    kept, heard = [], False
+    for index in ids:
+        if index in markers:
+            heard = index == markers[-1]
+        elif not heard and index not in media:
+            kept.append(index)
+    return kept

@@ -19,6 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from modeling_anygpt import AnyGPTForCausalLM, find_modality
 from modeling_anygpt.codecs.unclip import check_folder
 from modeling_anygpt.conversion import llm, pickles, seed2, soundstorm, speech_tokenizer
+from modeling_anygpt.modeling_anygpt import PIPELINE_CLASSES
 from processing_anygpt import AnyGPTProcessor
 from processing_anygpt.codec_shelf import NOT_FETCHED, PIPELINE_INDEX, CodecShelf
 
@@ -266,7 +267,7 @@ def write_settings(official: llm.OfficialLLM, wording: dict, folder: Path) -> No
         model = AnyGPTForCausalLM(config)
     # What save_pretrained does besides saving weights: the code for trust_remote_code.
     config.architectures = [type(model).__name__]
-    config.auto_map["AutoModelForMultimodalLM"] = f"modeling_anygpt.{type(model).__name__}"
+    config.auto_map |= dict.fromkeys(PIPELINE_CLASSES, f"modeling_anygpt.{type(model).__name__}")
     custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
     for name, settings in generation_settings().items():

@@ -246,7 +246,7 @@ def test_transcript_of_a_spoken_instruction():
         (PROMPT, {"required_modalities": ("image", "speech"), "max_new_tokens": 9}, "Set max_new_tokens=12"),
         (PROMPT, {"modality_presets": {"video": {}}}, "unknown modality 'video'"),
         (PROMPT, {"modality_presets": {"speech": {"temprature": 1}}}, "unknown keys \\['temprature'\\]"),
-        (PROMPT, {"modality_presets": {"speech": {"temperature": 0}}}, "For greedy choice set top_k=1"),
+        (PROMPT, {"modality_presets": {"speech": {"temperature": 0}}}, "For greedy choice set do_sample=False"),
         (PROMPT, {"modality_presets": {"speech": {"temperature": float("nan")}}}, "must be positive"),
         (PROMPT, {"modality_presets": {"speech": {"top_p": "high"}}}, "Preset of 'speech': values are numbers"),
         (PROMPT, {"modality_presets": {"speech": 0.5}}, "got 0.5, need a dict of temperature"),

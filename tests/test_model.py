@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from tiny_model import BACKBONES, EOS, table, text_config, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from modeling_anygpt import AnyGPTConfig, AnyGPTForCausalLM
 
@@ -61,7 +61,7 @@ def test_refuses_heads_it_would_get_wrong(kind):
 def test_loads_by_both_auto_classes(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     expected = logits(tiny_model(), input_ids=IDS)
-    for auto in (AutoModelForCausalLM, AutoModelForMultimodalLM):
+    for auto in (AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForImageTextToText):
         assert torch.equal(logits(auto.from_pretrained(tmp_path), input_ids=IDS), expected)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["architectures"] == ["AnyGPTForCausalLM"] and stored["text_config"]["model_type"] == "llama"

@@ -165,25 +165,25 @@ def test_call_with_markers(processor):
 
 def test_call_without_markers_puts_media_first(processor):
     made = media(processor)
-    ids = processor(text="what is it", images=made["image"])["input_ids"]
+    ids = processor(text="what is it", images=made["image"])["input_ids"][0]
     image = item_ids(processor, "image", IMAGE)
     assert ids[: len(image)] == image
     assert processor.tokenizer.decode(ids[len(image) :]) == " what is it"
-    assert processor(images=made["image"])["input_ids"] == image
+    assert processor(images=made["image"])["input_ids"] == [image]
     nested = processor(text=["a", "b"], images=[[], [made["image"]]], padding=False)["input_ids"]
     assert len(nested[0]) == 1 and nested[1][: len(image)] == image
-    assert processor(media={"image": made["image"]})["input_ids"] == image
+    assert processor(media={"image": made["image"]})["input_ids"] == [image]
 
 
 def test_call_takes_text_for_text(processor):
     text = "<soim><👀0><eoim> [Human]: <image> <eos>"
-    plain = processor(text=text)["input_ids"]
+    plain = processor(text=text)["input_ids"][0]
     assert not set(plain) & set(processor.tokenizer.added_tokens_decoder)
     string = processor.apply_chat_template(ask({"type": "image", "codes": IMAGE}, {"type": "text", "text": "x"}))
     ids = processor.apply_chat_template(
         ask({"type": "image", "codes": IMAGE}, {"type": "text", "text": "x"}), tokenize=True
     )
-    assert processor(text=string, allow_control_tokens=True)["input_ids"] == ids
+    assert processor(text=string, allow_control_tokens=True)["input_ids"] == [ids]
 
 
 BAD_CALLS = {
@@ -470,7 +470,7 @@ def test_a_new_modality_is_a_row_and_a_codec():
     parts = processor.parse_output(processor.apply_chat_template(chat, tokenize=True)[3:])
     kinds = [(type(part), part.modality) for part in parts]
     assert kinds == [(AudioPart, "noise"), (ImagePart, "depth")]
-    assert len(processor(media={"noise": [(made.waveform, 1600)]})["input_ids"]) == 8
+    assert len(processor(media={"noise": [(made.waveform, 1600)]})["input_ids"][0]) == 8
 
 
 @pytest.fixture(scope="module")
@@ -480,7 +480,9 @@ def random_model(processor):
     backbone = AutoConfig.for_model("llama", vocab_size=len(processor.tokenizer), num_key_value_heads=2, **size)
     config = AnyGPTConfig(text_config=backbone, modalities=processor.modalities)
     config.assign_token_ids(processor.tokenizer)
-    return AnyGPTForCausalLM(config).eval()
+    model = AnyGPTForCausalLM(config).eval()
+    model.generation_config.eos_token_id = [config.eos_token_id, processor.tokenizer.eos_token_id]
+    return model
 
 
 @pytest.mark.parametrize("wanted", [("image",), ("speech",), ("text", "music")])

@@ -11,10 +11,10 @@ from tiny_model import ASSISTANT, EOH, HUMAN, faults, tiny_model
 SCRIPT = """
 import importlib.util, sys, torch
 assert importlib.util.find_spec("modeling_anygpt") is None
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 folder, ids = sys.argv[1], torch.tensor([eval(sys.argv[2])])
 assert AutoConfig.from_pretrained(folder, trust_remote_code=True).modality("music").num_codebooks == 2
-for auto in (AutoModelForCausalLM, AutoModelForMultimodalLM):
+for auto in (AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForImageTextToText):
     model = auto.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
     print(model.generate(ids, max_new_tokens=20, do_sample=False, output_modalities=("text", "music"),
@@ -28,7 +28,8 @@ def test_remote_code(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "saved")
     stored = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert set(stored["auto_map"]) == {"AutoConfig", "AutoModelForCausalLM", "AutoModelForMultimodalLM"}
+    pipelines = {"AutoModelForMultimodalLM", "AutoModelForImageTextToText"}
+    assert set(stored["auto_map"]) == {"AutoConfig", "AutoModelForCausalLM", *pipelines}
     assert {path.name for path in (tmp_path / "saved").glob("*.py")} == {
         "configuration_anygpt.py",
         "modeling_anygpt.py",

@@ -163,13 +163,12 @@ def main(words: list[str]) -> None:
     heldout = {task: folder / f"{task}_heldout.npz" for task in rows.mixture}
     heldout = {task: HeldOut(path, rows.heldout_rows) for task, path in heldout.items() if path.is_file()}
     model = load(rows.model, rows.attn_implementation, training.seed)
-    model.config.text_config.use_cache = False
     if rows.compile:
         model.get_decoder().compile(dynamic=True)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     trainer = RowTrainer(model=model, args=training, train_dataset=train, eval_dataset=heldout, data_collator=the_only)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    model.config.text_config.use_cache = True
+    model.config.use_cache = True  # Trainer switches it off
     trainer.save_model()
     print(f"saved {training.output_dir}", flush=True)
 

@@ -62,6 +62,7 @@ def save_whole(model, processor, out: Path, base: str) -> None:
     if broken:
         raise ValueError(f"{broken[0]} ({len(broken)} such) holds NaN or infinity; {out} was not written. Train anew.")
     wording = instructions_of(base)
+    model.config.use_cache = True  # Trainer switches it off, for good
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
