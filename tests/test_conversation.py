@@ -264,6 +264,11 @@ def test_chat_template_equals_our_rendering(small):
     )
     assert string == render_text(messages, tokenizer, table, add_generation_prompt=True)
     assert tokenizer(string)["input_ids"] == render(messages, tokenizer, table, add_generation_prompt=True)[0]
+    masked = tokenizer.apply_chat_template(
+        messages, chat_template=CHAT_TEMPLATE, return_dict=True, return_assistant_tokens_mask=True
+    )
+    labels = render(messages, tokenizer, table)[1]
+    assert masked["assistant_masks"] == [int(label != -100) for label in labels] and 1 in masked["assistant_masks"]
     picture = [{"role": "user", "content": [{"type": "image", "codes": [1, 2, 3, 4]}]}]
     with pytest.raises(Exception, match="need the processor"):
         tokenizer.apply_chat_template(picture, chat_template=CHAT_TEMPLATE, tokenize=False)

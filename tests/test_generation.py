@@ -387,6 +387,17 @@ def test_presets_in_generate(tmp_path):
     assert torch.equal(model.generate(prompt, own, required_modalities="speech"), greedy)
 
 
+def test_continuous_batching_is_refused():
+    with pytest.raises(ValueError, match="generate_batch runs without the grammar"):
+        tiny_model().generate_batch([PROMPT], max_new_tokens=4)
+
+
+def test_the_end_of_a_reply_is_no_text_where_another_token_ends_it():
+    options = {"eos_token_id": 7, "sequence_bias": [[[EOS], 99.0]], "output_modalities": "text"}
+    out = tiny_model().generate(torch.tensor([PROMPT]), max_new_tokens=20, **options)
+    assert EOS not in out[0, 6:].tolist()
+
+
 def test_generate_without_a_table_is_plain():
     model = tiny_model()
     model.config.modalities = []
@@ -404,3 +415,17 @@ def test_a_vocabulary_without_transcripts():
     torch.manual_seed(0)
     output = model.generate(prompt, output_modalities=("text", "image"), do_sample=True, max_new_tokens=30)
     assert not faults(model.config, PROMPT, output[0, len(PROMPT) :].tolist(), ("text", "image"), (), 30)
+
+
+def test_every_text_token_of_the_embedded_checkpoint_may_be_written(model, processor):
+    """`!` is the tokenizer's first byte, and was taken for the BOS that a LLaMA has by default."""
+    chat, options = [{"role": "user", "content": "what is your name"}], {"tokenize": True, "return_tensors": "pt"}
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True, **options)
+    marks = set(processor.tokenizer.added_tokens_decoder)
+    text = [i for i in range(len(processor.tokenizer)) if i not in marks]
+    eos = [model.config.eos_token_id]
+    grammar = ModalityGrammar(
+        model.config, resolve_request(model.config, "text", None, None), eos, 99, prompt.shape[1]
+    )
+    legal = grammar(prompt, torch.zeros(1, model.config.vocab_size))[0].isfinite()
+    assert legal[text].all() and 0 < len(text) - 500 < 20

@@ -67,6 +67,16 @@ def test_loads_by_both_auto_classes(tmp_path):
     assert stored["architectures"] == ["AnyGPTForCausalLM"] and stored["text_config"]["model_type"] == "llama"
 
 
+def test_the_cache_is_switched_where_trainer_and_users_switch_it(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).past_key_values is not None
+    without = AutoModelForCausalLM.from_pretrained(tmp_path, use_cache=False)
+    assert not without.config.use_cache and without(IDS).past_key_values is None
+    model.config.use_cache = False
+    assert model(IDS).past_key_values is None and model(IDS, use_cache=True).past_key_values is not None
+
+
 # Flex attention compiles C++ kernels on a CPU: a minute.
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_implementations(implementation, tmp_path):

@@ -66,6 +66,13 @@ def test_several_chats_at_once(pipe):
     assert len(results) == 2 and all(isinstance(r[0]["generated_image"], Image.Image) for r in results)
 
 
+def test_pictures_and_text_to_text(pipe):
+    """Pictures themselves need torchvision, as in every pipeline."""
+    talk = pipeline("image-text-to-text", model=pipe.model, processor=pipe.processor)
+    result = talk(text=chat(), generate_kwargs={"output_modalities": ("text",)}, return_full_text=False)
+    assert isinstance(result[0]["generated_text"], str)
+
+
 def test_modes_it_does_not_know(pipe):
     with pytest.raises(ValueError, match="generation_mode"):
         pipe(text=chat(), generation_mode="video")

@@ -349,6 +349,11 @@ def test_post_processing_for_the_pipeline(processor):
     assert processor.post_process_multimodal_output(list(batch)) == [text]  # a list of tensors
     assert text.startswith(processor.post_process_multimodal_output([prompt])[0])
     assert text.endswith(": ok  ") and "<" not in text
+    heard = [{"type": "transcript", "text": "draw it"}, *answer]
+    heard = processor.apply_chat_template([*question, {"role": "assistant", "content": heard}], tokenize=True)
+    without = processor.post_process_multimodal_output([heard])[0]
+    assert without.split() == text.split()  # what was heard is not what is answered
+    assert processor.post_process_image_text_to_text([heard]) == [without]
     picture = processor.post_process_multimodal_output(batch, generation_mode="image")[0]
     np.testing.assert_array_equal(
         processor.encode_media("image", [picture])[0], IMAGE
@@ -427,6 +432,20 @@ def test_save_and_load_with_codecs(tmp_path):
     )
     again.system_prompt = None
     assert plain.apply_chat_template(text)["input_ids"] == again.apply_chat_template(text, tokenize=True)
+
+
+def test_codecs_of_a_checkpoint_in_a_subfolder(tmp_path):
+    processor = make_processor()
+    processor.shelf.models.clear()
+    processor.shelf.own.clear()
+    processor.set_codec("music", small_encodec())
+    processor.save_pretrained(tmp_path / "hub" / "lm")
+    loaded = AutoProcessor.from_pretrained(tmp_path / "hub", subfolder="lm")
+    loaded.save_pretrained(tmp_path / "copy")
+    chat = ask({"type": "music", "audio": tone(1, 8000), "sampling_rate": 8000})
+    again = AutoProcessor.from_pretrained(tmp_path / "copy")
+    first, *others = [p.apply_chat_template(chat, tokenize=True) for p in (processor, loaded, again)]
+    assert others == [first, first]
 
 
 def test_copies_leave_the_codecs(processor):
