@@ -11,6 +11,7 @@ import base64
 import io
 import math
 import os
+import re
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,21 +72,25 @@ def load_audio(
         FileNotFoundError: no such file.
     """
     if isinstance(source, (str, os.PathLike, bytes)):
-        samples, source_rate = _read_audio_file(source, max_seconds, allow_urls)
+        samples, source_rate, name = _read_audio_file(source, max_seconds, allow_urls)
     else:
         if source_rate is None:
             raise ValueError("Got an audio array without its sampling rate. Pass sampling_rate (Hz) with it.")
         _check_rate(source_rate)
-        samples = _mono(_as_array(source))
-        _check_duration(len(samples) / source_rate, max_seconds, "an array")
+        samples, name = _mono(_as_array(source)), "an array"
+        _check_duration(len(samples) / source_rate, max_seconds, name)
     if len(samples) == 0:
-        raise ValueError("Got audio without samples. Record or choose a longer one.")
+        raise ValueError(f"Got audio without samples in {name}. Record or choose a longer one.")
     bad = len(samples) - np.count_nonzero(np.isfinite(samples))
     if bad:
-        raise ValueError(f"Got audio with {bad} of {len(samples)} samples NaN or infinite. Repair or re-export it.")
+        raise ValueError(
+            f"Got audio with {bad} of {len(samples)} samples NaN or infinite in {name}. Repair or re-export it."
+        )
     level = float(np.abs(samples).max())
     if level > MAX_LEVEL:
-        raise ValueError(f"Got float audio up to {level:.4g}, allowed is [-1, 1]. Divide it by its full scale.")
+        raise ValueError(
+            f"Got float audio up to {level:.4g} in {name}, allowed is [-1, 1]. Divide it by its full scale."
+        )
     if source_rate != sampling_rate:
         import soxr  # as soundfile below: a machine that only trains has none
 
@@ -137,7 +142,7 @@ def array_to_image(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 
-def _read_audio_file(source: Any, max_seconds: float, allow_urls: bool) -> tuple[np.ndarray, int]:
+def _read_audio_file(source: Any, max_seconds: float, allow_urls: bool) -> tuple[np.ndarray, int, str]:
     import soundfile
 
     file, name = _open(source, allow_urls)
@@ -154,16 +159,21 @@ def _read_audio_file(source: Any, max_seconds: float, allow_urls: bool) -> tuple
                 length += len(block)
                 if length > limit:
                     _check_duration(length / sound.samplerate, max_seconds, name)
-            if length < sound.frames:
-                raise ValueError(
-                    f"{name} is truncated: {length} of {sound.frames} samples can be read. Copy or record it again."
-                )
+            if length < sound.frames or _is_cut_wav(sound.extra_info):
+                raise ValueError(f"{name} is truncated: {length} samples can be read. Copy or record it again.")
             samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-            return samples, sound.samplerate
+            return samples, sound.samplerate, name
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"Can't read {name} as audio: {error.error_string.rstrip('.')}. Use WAV, FLAC, OGG or MP3."
         ) from error
+
+
+def _is_cut_wav(log: str) -> bool:
+    """Whether libsndfile notes that a WAV says it has more data than there are. (Programs that write into a pipe don't
+    know how many there will be, and say the most there can be.)"""
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    return found is not None and int(found[2]) < int(found[1]) < 2**31 - 4096
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
@@ -256,7 +266,8 @@ def _unit_scale(pixels: np.ndarray, mode: str) -> np.ndarray:
     """Grey values of more than 8 bits to floats in [0, 1]."""
     if mode == "F":
         return pixels if pixels.max() <= 1 else pixels / 255
-    return pixels.astype(np.float64) / 65535  # Pillow reads 16-bit PNG as "I;16" or "I"
+    full = 255 if mode == "I" and pixels.max() <= 255 else 65535  # of 32 bits nobody uses all
+    return pixels.astype(np.float64) / full  # Pillow reads 16-bit PNG as "I;16" or "I"
 
 
 def _image_from_array(pixels: np.ndarray) -> Image.Image:

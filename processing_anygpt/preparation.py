@@ -220,7 +220,7 @@ def copy_messages(messages: Any) -> list[dict]:
     if isinstance(messages, str):
         try:
             messages = json.loads(messages)
-        except RecursionError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Can't read the JSON of messages: {error}.") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"Got messages of type {type(messages).__name__}, need a list of {{'role', 'content'}}.")

@@ -6,6 +6,7 @@ names.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ class AnyGPTProcessor(ProcessorMixin):
         paints = spec.decoder is not None and spec.sampling_rate is None
         if not paints and (guidance is not None or negative_codes is not None):
             raise ValueError(f"{modality} has no decoder that takes guidance or negative codes. Leave them out.")
+        if steps is not None and spec.decoder is None:
+            raise ValueError(f"{modality} has no decoder that takes steps. Leave them out.")
+        if steps is not None and not isinstance(steps, Integral):
+            raise ValueError(f"Got steps={steps!r}, need a whole number.")
         codes = [_checked(spec, item) for item in codes]
         if not codes:
             return []
@@ -282,6 +287,8 @@ class AnyGPTProcessor(ProcessorMixin):
             return strings if batched else strings[0]
         rendered = [render(messages, *arguments, **options) for messages in conversations]
         features = {"input_ids": [ids for ids, _ in rendered]}
+        if (return_labels or return_assistant_tokens_mask) and not return_dict:
+            raise ValueError("return_labels and return_assistant_tokens_mask need return_dict=True.")
         if return_labels:
             features["labels"] = [labels for _, labels in rendered]
         if return_assistant_tokens_mask:
@@ -532,9 +539,10 @@ def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool
         waveform = load_audio(item, spec.sampling_rate, sampling_rate, max_seconds, allow_urls)
         seconds, frame = len(waveform) / spec.sampling_rate, 1 / spec.frame_rate
         if seconds < frame:
+            place = f" in {Path(item).name}" if isinstance(item, (str, Path)) else ""
             raise ValueError(
-                f"Got {seconds * 1000:.1f} ms of {spec.name}, need a frame of {frame * 1000:g} ms or more. Record it "
-                "again: the file may be cut off."
+                f"Got {seconds * 1000:.1f} ms of {spec.name}{place}, need a frame of {frame * 1000:g} ms or more. "
+                "Record it again: the file may be cut off."
             )
         return waveform
     return image_to_array(load_image(item, allow_urls), spec.image_size)

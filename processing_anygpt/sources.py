@@ -5,8 +5,9 @@ item is a path, the bytes of a file, or `{"bytes", "path"}` or `{"array", "sampl
 `plan` cuts the data into units of so many rows without reading the media; `read` reads one unit, in any process that
 sees the same files.
 
-    folder         a.wav with a.txt (all media of one name make one record); a sound is of the modality `audio`, unless
-                   its file is called a.music.wav or lies in a folder music/ (which may be the one that is given)
+    folder         a.wav with a.txt (all media of one name make one record, of each modality one); a sound is of the
+                   modality `audio`, unless its file is called a.music.wav or lies in a folder music/ (which may be the
+                   one that is given)
     manifest       .jsonl or .parquet files, or a folder of them; paths in them are relative to the file
     datasets       a folder written by `save_to_disk`, or hf:NAME (or hf:NAME:SUBSET) for `load_dataset`
     webdataset     .tar files, or a folder of them: KEY.wav, KEY.txt, KEY.json, KEY.music.flac, ...
@@ -20,6 +21,7 @@ import hashlib
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +35,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_SUFFIX = ".txt"
 UNKNOWN = "?"  # column of files of other suffixes
+TWICE = "!"  # column of a second file of a modality
 
 # JSON-able: "kind", "root" (absolute), "name" (of the input, for messages and source ids), "first" and "count" of its
 # rows, "number" of its input where source ids need it, and what its kind needs to find the rows.
@@ -45,10 +48,12 @@ class Names:
 
     Args:
         modalities: names of the modality table.
+        heard: those that are sounds.
         audio, image: the modality of a sound and of a picture that don't say theirs.
     """
 
     modalities: Sequence[str]
+    heard: Sequence[str]
     audio: str
     image: str | None
 
@@ -61,8 +66,9 @@ class Names:
             return str(stem), None
         if stem.suffix[1:] in self.modalities:
             return str(stem.with_suffix("")), stem.suffix[1:]
-        named = [part for part in path.parts[:-1] if part in self.modalities]
-        return str(stem), named[-1] if named else self.audio if suffix in AUDIO_SUFFIXES else self.image
+        sound = suffix in AUDIO_SUFFIXES
+        named = [part for part in path.parts[:-1] if part in self.modalities and (part in self.heard) == sound]
+        return str(stem), named[-1] if named else self.audio if sound else self.image
 
 
 def plan(inputs: Sequence[str], rows: int, names: Names, split: str) -> list[Unit]:
@@ -82,7 +88,7 @@ def plan(inputs: Sequence[str], rows: int, names: Names, split: str) -> list[Uni
 
 
 def plan_fingerprint(units: Sequence[Unit]) -> str:
-    """Changes with names, sizes and order of the source, not with the place where it lies."""
+    """Changes with names, sizes, texts and order of the source, not with the place where it lies."""
     return hashlib.sha256(json.dumps([unit | {"root": ""} for unit in units], sort_keys=True).encode()).hexdigest()
 
 
@@ -143,7 +149,9 @@ def _plan_folder(root: Path, rows: int, names: Names) -> list[Unit]:
         relative = PurePosixPath(path.relative_to(root).as_posix())
         key, column = names.column(root.name / relative)
         key = str(PurePosixPath(key).relative_to(root.name))
-        found.setdefault(key, {})[column or UNKNOWN] = [str(relative), path.stat().st_size]
+        files, column = found.setdefault(key, {}), column or UNKNOWN
+        stamp = zlib.crc32(path.read_bytes()) if column == "text" else path.stat().st_size
+        files[TWICE if column in files and column != UNKNOWN else column] = [str(relative), stamp]
     records = [[key, files] for key, files in found.items() if set(files) != {UNKNOWN}]
     return [
         {"kind": "folder", "root": str(root), "name": root.name, "first": i, "count": len(part), "records": part}
@@ -155,8 +163,10 @@ def _plan_folder(root: Path, rows: int, names: Names) -> list[Unit]:
 def _read_folder(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
     for key, files in unit["records"]:
         record: Any = {column: name for column, (name, _) in files.items()}
-        unknown = record.pop(UNKNOWN, None)
-        if unknown and set(record) == {"text"}:  # a recording of a phone, say; beside a medium it is nobody's business
+        unknown, second = record.pop(UNKNOWN, None), record.pop(TWICE, None)
+        if second:
+            record = ValueError(f"Can't use {second}: another file of its modality has that name. Rename one of them.")
+        elif unknown and set(record) == {"text"}:  # a phone's recording, say; beside a medium nobody's business
             known = ", ".join(AUDIO_SUFFIXES + IMAGE_SUFFIXES)
             record = ValueError(f"Can't use {unknown}: known are {known}. Convert it.")
         elif "text" in record:
@@ -178,7 +188,8 @@ def _plan_jsonl(path: Path, rows: int, names: Names) -> list[Unit]:
             offset = file.tell()
             lines = list(itertools.islice(iter(file.readline, b""), rows))
             if lines:
-                units.append(common | {"first": first, "count": len(lines), "offset": offset})
+                place = {"first": first, "count": len(lines), "offset": offset, "crc32": zlib.crc32(b"".join(lines))}
+                units.append(common | place)
             if len(lines) < rows:
                 return units
 
@@ -304,7 +315,10 @@ def _read_tar(unit: Unit) -> Iterator[tuple[str, dict | ValueError]]:
                 for member in group:
                     data = tar.extractfile(member).read()
                     try:
-                        record |= _tar_columns(member.name, data, names)
+                        columns = _tar_columns(member.name, data, names)
+                        if columns.keys() & record.keys() & set(names.modalities):
+                            raise ValueError("another file of its modality has that name. Rename one of them.")
+                        record |= columns
                     except (ValueError, RecursionError) as error:
                         record = ValueError(f"Can't read {member.name}: {error}")
                         break

@@ -29,7 +29,7 @@ class Chat:
         self.to = "any"
         self.messages: list[dict] = []
         self.attached: list[dict] = []
-        self.turn = 0
+        self.turn = last_answer(self.out)
 
     def line(self, line: str) -> str:
         """Handles one typed line.
@@ -58,6 +58,7 @@ class Chat:
             raise ValueError(f"Unknown modality {value!r}. Known: any, text, {', '.join(self.names)}.")
         if name == "out" and value:
             self.out = media.writable_folder(value, create=True)
+            self.turn = max(self.turn, last_answer(self.out))
             return f"Files go to {self.out}."
         if name == "voice" and value:
             self.voice = media.existing(value)
@@ -91,6 +92,12 @@ class Chat:
         return "\n".join(lines) or "(no answer)"
 
 
+def last_answer(folder: Path) -> int:
+    """The highest number of an answer in a folder: those of another conversation are not written over."""
+    numbers = [path.name.split("_")[1] for path in folder.glob("answer_*_*")]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
 def chat(arguments: argparse.Namespace, config: dict) -> None:
     """Runs the command until the input ends."""
     names = [row["name"] for row in config["modalities"]]
@@ -105,5 +112,7 @@ def chat(arguments: argparse.Namespace, config: dict) -> None:
             print(state.line(input("> " if interactive else "")))
         except EOFError:
             return
+        except BrokenPipeError:  # nobody reads the answers
+            raise
         except (ValueError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

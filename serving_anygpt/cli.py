@@ -47,9 +47,7 @@ def build_parser() -> Parser:
     )
     generate.add_argument("inputs", nargs="+", metavar="INPUT")
     generate.add_argument("--to", required=True, metavar="MODALITY", help="text, speech, image or music")
-    generate.add_argument(
-        "--as", dest="audio", default="speech", metavar="MODALITY", help="what sound files are (default: speech)"
-    )
+    generate.add_argument("--as", dest="audio", metavar="MODALITY", help="what sound files are (default: speech)")
     generate.add_argument("--voice", metavar="WAV", help="speak like this recording (3 s are enough)")
     generate.add_argument(
         "--out", metavar="FILE", help="where the answer goes (default: answer.wav, answer.png; text is printed)"
@@ -70,9 +68,7 @@ def build_parser() -> Parser:
 
     encode = commands.add_parser("encode", parents=[scripts], help="files to codes, a JSON object a line")
     encode.add_argument("files", nargs="+", metavar="FILE")
-    encode.add_argument(
-        "--as", dest="audio", default="speech", metavar="MODALITY", help="what sound files are (default: speech)"
-    )
+    encode.add_argument("--as", dest="audio", metavar="MODALITY", help="what sound files are (default: speech)")
 
     decode = commands.add_parser("decode", parents=[scripts], help="codes from standard input to files")
     decode.add_argument("--out", metavar="FILE", help="file, or folder for several (default: decoded.wav or .png)")
@@ -196,6 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
         generate(arguments, config, request)
     elif arguments.command == "chat":
         if arguments.voice:
+            media.check_modality("speech", config)
             media.existing(arguments.voice)
         media.writable_folder(arguments.out, create=True)
         from .chat import chat
@@ -207,8 +204,8 @@ def run(arguments: argparse.Namespace) -> None:
 
         demo(arguments, config)
     elif arguments.command == "encode":
-        media.check_modality(arguments.audio, config, text=False)
-        blocks = [media.as_block(file, modality_names(config), arguments.audio) for file in arguments.files]
+        audio = heard_as(arguments.audio, config)
+        blocks = [media.as_block(file, modality_names(config), audio) for file in arguments.files]
         for file, block in zip(arguments.files, blocks, strict=True):
             if block["type"] == "text":
                 raise ValueError(f"Cannot encode {file!r}: not a sound or picture file.")
@@ -227,7 +224,7 @@ def run(arguments: argparse.Namespace) -> None:
 def check_generate(arguments: argparse.Namespace, config: dict) -> list[dict]:
     """The content blocks of the inputs; ValueError for whatever can be known to be wrong without the model."""
     row = media.check_modality(arguments.to, config)
-    media.check_modality(arguments.audio, config, text=False)
+    audio = heard_as(arguments.audio, config)
     if arguments.voice:
         if not row.get("sampling_rate") or not (row.get("decoder") or arguments.to == "speech"):
             raise ValueError(f"--voice is for answers that are spoken, not for --to {arguments.to}.")
@@ -240,11 +237,29 @@ def check_generate(arguments: argparse.Namespace, config: dict) -> list[dict]:
         arguments.out = f"answer{media.default_suffix(row)}"
     if arguments.out is not None:
         media.check_writable(arguments.out, row)
-    values = [sys.stdin.read() if value == "-" else value for value in arguments.inputs]
-    blocks = [media.as_block(value, modality_names(config), arguments.audio) for value in values]
+    values = [read_input() if value == "-" else value for value in arguments.inputs]
+    blocks = [media.as_block(value, modality_names(config), audio) for value in values]
     for block in blocks:
         media.check_modality(block["type"], config)
     return blocks
+
+
+def heard_as(audio: str | None, config: dict) -> str:
+    """What a sound file is that does not say: `audio`, else speech, or what else the model hears."""
+    if audio is not None:
+        media.check_modality(audio, config, text=False)
+        return audio
+    heard = [row["name"] for row in config["modalities"] if row.get("sampling_rate")]
+    return "speech" if "speech" in heard else next(iter(heard), "speech")
+
+
+def read_input() -> str:
+    try:
+        text = sys.stdin.read()
+        text.encode()  # bytes that are no UTF-8 may have come through as surrogates
+    except UnicodeError as error:
+        raise ValueError(f"Standard input is not UTF-8 text ({error.reason}).") from None
+    return text
 
 
 def modality_names(config: dict) -> list[str]:
@@ -253,8 +268,12 @@ def modality_names(config: dict) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    # A program may start us without some of the streams, which Python then leaves out.
+    sys.stdin, sys.stderr = sys.stdin or open(os.devnull), sys.stderr or open(os.devnull, "w")
     arguments = build_parser().parse_args(argv)
     try:
+        if sys.stdout is None:
+            raise ValueError("Standard output is closed, and results go there.")
         run(arguments)
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:

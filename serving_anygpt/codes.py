@@ -36,7 +36,7 @@ def decode(arguments: argparse.Namespace, config: dict, source: TextIO) -> None:
     else:
         folder = media.writable_folder(arguments.out or "decoded", create=True)
         paths = [
-            folder / f"{number}_{Path(file).stem}{media.default_suffix(row)}"
+            folder / f"{number}_{Path(file).stem[:80]}{media.default_suffix(row)}"
             for number, ((_, _, file), row) in enumerate(zip(items, rows, strict=True), 1)
         ]
     torch.manual_seed(arguments.seed)

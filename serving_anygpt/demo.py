@@ -127,6 +127,14 @@ def command_line(task: Task) -> str:
     return shlex.join(words)
 
 
+def modalities_of(task: Task, folder: Path) -> set[str]:
+    """What a model must know for a task. Raises FileNotFoundError if one of its files is missing."""
+    if task.voice:
+        media.existing(in_folder(task.voice, folder))
+    blocks = [media.as_block(in_folder(value, folder), ["image", "speech", "music"]) for value in task.inputs]
+    return {task.to, *(block["type"] for block in blocks)} - {"text"}
+
+
 def run_task(engine: Engine, task: Task, folder: Path, names: list[str], seed: int) -> tuple[Answer, dict]:
     """Does one task; the answer and its row of the page."""
     blocks = [media.as_block(in_folder(value, folder), names) for value in task.inputs]
@@ -167,14 +175,17 @@ def demo(arguments: argparse.Namespace, config: dict) -> None:
     folder = Path(arguments.examples or ("examples" if Path("examples").is_dir() else REPOSITORY_EXAMPLES))
     if not folder.is_dir():
         raise ValueError(f"No folder {folder} with example files. Run in the repository, or give --examples DIR.")
+    names = [row["name"] for row in config["modalities"]]
+    tasks = [task for task in TASKS if modalities_of(task, folder) <= set(names)]
+    if not tasks:
+        raise ValueError(f"No task of the demo is for a model of {', '.join(names)} alone.")
     start = time.perf_counter()
     engine = Engine(arguments.model, arguments.json)
     engine.quiet = True  # a line for each task is progress enough
-    names = [row["name"] for row in config["modalities"]]
     rows = []
-    for number, task in enumerate(TASKS, 1):
+    for number, task in enumerate(tasks, 1):
         if not arguments.json:
-            print(f"[{number}/{len(TASKS)}] {task.title} ...", end=" ", file=sys.stderr, flush=True)
+            print(f"[{number}/{len(tasks)}] {task.title} ...", end=" ", file=sys.stderr, flush=True)
         answer, row = run_task(engine, task, folder, names, arguments.seed)
         rows.append(row)
         heard = " | ".join(f"{part.text!r}" if hasattr(part, "text") else repr(part) for part in answer.parts)

@@ -84,6 +84,9 @@ class Engine:
     def limit_seconds(self, modality: str, seconds: float) -> None:
         """No item of `modality` gets longer than `seconds` from now on."""
         specs = self.model.config.modalities
+        rate = find_modality(specs, modality).frame_rate
+        if seconds * rate < 1:
+            raise ValueError(f"--max-seconds {seconds:g} is less than a frame of {modality}: {1 / rate:g} s.")
         self.model.config.modalities = [
             dataclasses.replace(spec, max_seconds=seconds) if spec.name == modality else spec for spec in specs
         ]
@@ -128,9 +131,12 @@ class Engine:
         )
         prompt_length = inputs["input_ids"].shape[1]
         context = self.model.config.text_config.max_position_embeddings
-        if prompt_length >= context:
+        specs = [self.model.config.modality(name) for name in required]
+        shortest = 1 + sum(2 + spec.num_codebooks * spec.min_frames for spec in specs)
+        if prompt_length + shortest > context:
             raise ValueError(
-                f"The request takes {prompt_length} tokens, the model reads {context}. Give less at a time."
+                f"The request takes {prompt_length} tokens and its answer {shortest} or more, the model has room for "
+                f"{context}. Give less at a time."
             )
         progress = TokenProgress("thinking", prompt_length, self.quiet)
         with torch.inference_mode(), progress:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import processing_anygpt  # noqa: F401  registers the classes with transformers
@@ -65,7 +66,8 @@ def export(folder: str, out: str, target: str = "plain", adapter: str | None = N
     plain = plain_config(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plain)
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    stored = revert_weight_conversion(model, model.state_dict())  # mixtures of experts are stored one by one
+    shapes = {key: tuple(value.shape) for key, value in stored.items()}
     plain.dtype = check_weights(folder, shapes, plain.tie_word_embeddings)
     with media.new_folder(out) as temporary:
         if adapter is None:

@@ -59,6 +59,8 @@ def is_file(value: str) -> bool:
 
 
 def existing(path: str) -> str:
+    if os.path.isdir(path):
+        raise ValueError(f"{path!r} is a folder, need a file.")
     if not is_file(path):
         raise FileNotFoundError(f"No such file: {path}")
     return path
@@ -66,7 +68,7 @@ def existing(path: str) -> str:
 
 def read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # editors on Windows begin a text with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path!r} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
 

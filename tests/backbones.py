@@ -36,8 +36,9 @@ def nested_gemma(text: dict):
 
 
 def make_backbone(folder: Path, kind: str, tied: bool = False, padding: int = 0, dtype=torch.float32) -> Path:
-    """Saves a backbone: kind is "llama", "qwen3", "gemma3_text" or "gemma3" (nested)."""
-    tokenizer = {"llama": lambda: sentencepiece_tokenizer(False), "qwen3": byte_tokenizer}.get(kind, gemma_tokenizer)()
+    """Saves a backbone: kind is "llama", "mixtral", "qwen3", "gemma3_text" or "gemma3" (nested)."""
+    makers = {"llama": lambda: sentencepiece_tokenizer(False), "qwen3": byte_tokenizer}
+    tokenizer = makers.get("llama" if kind == "mixtral" else kind, gemma_tokenizer)()
     ids = dict(pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id)
     ids |= dict(eos_token_id=[1, 4] if kind.startswith("gemma3") else tokenizer.eos_token_id)
     sizes = ids | dict(vocab_size=len(tokenizer) + padding)

@@ -2,12 +2,18 @@
 
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from serving_anygpt import __version__, media
+from serving_anygpt import __version__, cli, media
+
+ROOT = Path(__file__).parent.parent
 
 BAD = {
     "unknown file": ("generate --to text nothing.wav", "No such file: nothing.wav"),
@@ -24,6 +30,10 @@ BAD = {
     "empty standard input": ("generate --to speech -", "empty text"),
     "text that is not UTF-8": ("generate --to speech latin.txt", "not UTF-8"),
     "a folder": ("generate --to text folder", "is a folder"),
+    "a folder with the name of a sound": ("encode folder.wav", "'folder.wav' is a folder"),
+    "a cut recording": ("generate --to text cut.wav", "cut.wav is truncated"),
+    "voice of a chat that can't speak": ("chat --model seeing --voice tone.wav", "Unknown modality 'speech'"),
+    "no room": ("generate --to image long.txt", "the model has room for 2048. Give less"),
     "unknown type": ("generate --to text table.xlsx", "Cannot tell what 'table.xlsx' is"),
     "empty sound": ("generate --to text empty.wav", "empty"),
     "corrupt sound": ("generate --to text noise.wav", "noise.wav"),
@@ -64,6 +74,32 @@ def test_bad_input_is_one_line_and_exit_code_2(name, files, anygpt):
     assert len(lines) == 1 and lines[0].startswith("anygpt") and message in lines[0], error
     assert output == ""
     assert not list(files.glob("answer*")) and not list(files.glob(".*"))
+
+
+def test_what_a_sound_is_for_a_model_without_speech():
+    rows = {"modalities": [{"name": "image"}, {"name": "music", "sampling_rate": 16000}]}
+    assert cli.heard_as(None, rows) == "music"
+    assert cli.heard_as(None, {"modalities": rows["modalities"][:1]}) == "speech"  # which it then does not know
+    with pytest.raises(ValueError, match="Unknown modality 'speech'"):
+        cli.heard_as("speech", rows)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate --to text - <&-", "Got an empty text"),
+        ("decode <&-", "Got no codes on standard input"),
+        ("generate --to text hello >&-", "Standard output is closed"),
+        ("generate --to text nothing.wav 2>&-", ""),
+        ("generate --to text - < latin.txt", "Standard input is not UTF-8 text"),
+    ],
+)
+def test_streams_that_are_closed_or_no_text(command, message, files):
+    program = f"{sys.executable} -m serving_anygpt.cli {command}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, shell=True, cwd=files, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) <= 1
+    assert message in done.stderr
 
 
 DECODE_BAD = {

@@ -33,13 +33,15 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory) -> Path:
-    """AnyGPT models of three backbones: "llama", "qwen3" (padded, half precision), "gemma3" (tied, nested)."""
+    """AnyGPT models of four backbones: "llama", "qwen3" (padded, half precision), "gemma3" (tied, nested), "mixtral"
+    (of which files name the experts one by one, a model in memory all at once)."""
     folder = tmp_path_factory.mktemp("grown")
     make_like(folder / "like")
     for kind, options in {
         "llama": {},
         "qwen3": {"padding": 9, "dtype": torch.bfloat16},
         "gemma3": {"tied": True},
+        "mixtral": {},
     }.items():
         make_backbone(folder / "backbone" / kind, kind, **options)
         init(str(folder / "backbone" / kind), str(folder / kind), like=str(folder / "like"), quiet=True)
@@ -47,7 +49,7 @@ def grown(tmp_path_factory) -> Path:
 
 
 def test_same_logits_without_this_package(grown, checkpoint, tmp_path):
-    sources = {"tiny": Path(checkpoint), **{kind: grown / kind for kind in ("llama", "qwen3", "gemma3")}}
+    sources = {"tiny": Path(checkpoint), **{kind: grown / kind for kind in ("llama", "qwen3", "gemma3", "mixtral")}}
     for name, source in sources.items():
         export(str(source), str(tmp_path / name), quiet=True)
     environment = os.environ | {
@@ -67,7 +69,7 @@ def test_same_logits_without_this_package(grown, checkpoint, tmp_path):
         with torch.inference_mode():
             ours = model(ids).logits
         assert ours.dtype == logits.dtype and torch.equal(ours, logits)
-    assert classes == ["LlamaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM"]
+    assert classes == [f"{name}ForCausalLM" for name in ("Llama", "Llama", "Qwen3", "Gemma3", "Mixtral")]
 
 
 def test_files(checkpoint, tmp_path, monkeypatch, capsys):

@@ -39,6 +39,7 @@ def write(path: Path, scores: dict) -> Path:
 def test_pictures_become_pairs_that_dpo_reads(script, prompts, checkpoint, tmp_path):
     out = tmp_path / "pairs"
     words = ["--model", checkpoint, "--prompts", str(prompts), "--to", "image", "--samples", "3"]
+    words += ["--temperature", "3"]
     script.main(["sample", *words, "--out", str(out)])
     replies = lines(out / "replies.jsonl")
     assert [reply["id"] for reply in replies] == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2"]
@@ -49,12 +50,31 @@ def test_pictures_become_pairs_that_dpo_reads(script, prompts, checkpoint, tmp_p
     ids = {reply["id"]: reply for reply in replies}
     assert made["chosen_ids"] == ids["0-1"]["ids"] and made["rejected_ids"] == ids["0-2"]["ids"]
     assert made["prompt_ids"] == ids["0-0"]["prompt_ids"]
+    rows = [json.dumps(reply | {"ids": ids["0-0"]["ids"]}) for reply in replies]
+    (tmp_path / "alike").mkdir()
+    (tmp_path / "alike" / "replies.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="whole and different replies"):
+        script.main(["pair", "--out", str(tmp_path / "alike"), "--scores", str(tmp_path / "scores.jsonl")])
     dpo = importlib.import_module("dpo")
     read = dpo.open_pairs(str(out / "pairs.parquet"), 1024, 4108, str(tmp_path / "cache"))
     assert len(read) == 1 and set(read.column_names) == set(dpo.COLUMNS)
     assert made["chosen_ids"][-1] == 512 != made["chosen_ids"][0]  # ends as a reply does
     with pytest.raises(ValueError, match="is not empty"):
         script.main(["sample", *words, "--out", str(out)])
+
+
+def test_texts_differ_where_the_checkpoint_says_the_likeliest_alone(script, prompts, checkpoint, tmp_path):
+    words = ["--model", checkpoint, "--prompts", str(prompts), "--samples", "4", "--temperature", "5"]
+    script.main(["sample", *words, "--max-new-tokens", "20", "--out", str(tmp_path / "texts")])
+    replies = lines(tmp_path / "texts" / "replies.jsonl")
+    assert len({reply["text"] for reply in replies if reply["prompt"] == 0}) > 1
+
+
+def test_a_refused_sampling_leaves_nothing(script, prompts, checkpoint, tmp_path):
+    words = ["--model", checkpoint, "--prompts", str(prompts), "--to", "image", "--max-new-tokens", "10"]
+    with pytest.raises(ValueError, match="budget of 10 new tokens"):
+        script.main(["sample", *words, "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_what_is_wrong_is_said(script, tmp_path, checkpoint):

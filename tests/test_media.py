@@ -115,6 +115,11 @@ BAD_AUDIO = {
     "not sound": (lambda _: b"certainly no sound", None, "Can't read 18 bytes as audio"),
     "a picture": (lambda _: image_bytes(Image.new("L", (4, 4))), None, "as audio"),
     "cut header": (lambda _: wav_bytes(tone(1, RATE), RATE)[:30], None, "as audio"),
+    "cut wav": (
+        lambda _: wav_bytes(tone(1, RATE), RATE)[: 44 + 16000],
+        None,
+        "truncated: 8000 samples can be read",
+    ),
     "cut flac": (lambda _: wav_bytes(tone(1, RATE), RATE, kind="FLAC")[:2000], None, "truncated|as audio"),
     "nan": (lambda _: np.array([0.1, np.nan, np.inf]), 16000, "2 of 3 samples NaN or infinite"),
     "nan in a file": (lambda _: wav_bytes(np.array([0.0, np.nan]), RATE, "FLOAT"), None, "1 of 2 samples NaN"),
@@ -144,10 +149,12 @@ def test_bad_audio(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-def test_a_cut_recording_gives_what_is_there():
-    """A WAV is only samples: what arrived is right. (A cut FLAC can't be decoded; see above.)"""
-    data = wav_bytes(tone(1, RATE), RATE)
-    assert load_audio(data[: 44 + 16000], RATE).shape == (8000,)
+@pytest.mark.parametrize("said", [2**31 - 4096, 2**32 - 1])
+def test_a_recording_of_no_stated_length_is_whole(said):
+    """As programs write that don't know how long it will be: into a pipe."""
+    data = bytearray(wav_bytes(tone(1, RATE), RATE))
+    data[40:44] = struct.pack("<I", said)
+    assert load_audio(bytes(data), RATE).shape == (RATE,)
 
 
 def test_missing_file(tmp_path):

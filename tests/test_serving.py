@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 
 from processing_anygpt.tiny_world.language import INSTRUCTIONS
-from serving_anygpt import demo, media
+from serving_anygpt import chat, cli, demo, media
 from serving_anygpt.requests import compose
 from serving_anygpt.spectrogram import spectrogram
 
@@ -78,6 +78,22 @@ def test_chat(output_of, files):
     assert "never reached" not in output
     (picture,) = (files / "said").iterdir()
     assert picture.suffix == ".png" and f"said/{picture.name}" in output
+
+
+def test_a_second_chat_keeps_the_answers_of_the_first(output_of, files):
+    for picture in ("a red star", "a blue circle"):
+        output_of("chat --out said", f"/to image\ndraw {picture}")
+    assert sorted(path.name.split("_")[1] for path in (files / "said").iterdir()) == ["1", "2"]
+
+
+def test_a_chat_stops_when_nobody_reads_it(monkeypatch, files):
+    def gone(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("/new\n/new\n"))
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError):
+        chat.chat(cli.build_parser().parse_args(["chat"]), media.model_config(media.DEFAULT_MODEL))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +169,11 @@ def test_demo_page_is_self_contained(output_of, files, monkeypatch):
     sound = next(source for source in sources if source.startswith("data:audio/wav"))
     assert soundfile.info(io.BytesIO(base64.b64decode(sound.split(",")[1]))).duration == 1.0
     assert "anygpt generate --to image &#39;draw a red star&#39;" in page
+
+
+def test_the_demo_of_a_model_that_only_sees():
+    shown = {task.title for task in demo.TASKS if demo.modalities_of(task, demo.REPOSITORY_EXAMPLES) <= {"image"}}
+    assert shown == {"Describe a picture", "Draw a picture"}
 
 
 def test_every_file_of_the_demo_is_in_examples():

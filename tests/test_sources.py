@@ -4,13 +4,14 @@ import io
 import json
 import tarfile
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from PIL import Image
 from preparation_tools import MEDIA, grey, learned, words
 from processing_tools import make_processor, tone
 
@@ -77,7 +78,7 @@ def collection(tmp_path_factory) -> dict[str, Path]:
     return {form: root / form for form in forms}
 
 
-NAMES = sources.Names(MEDIA, "speech", "image")
+NAMES = sources.Names(MEDIA, ("speech", "music"), "speech", "image")
 
 
 def read_all(path: Path, rows_per_unit: int) -> list[tuple[str, dict]]:
@@ -131,6 +132,38 @@ def test_files_of_unknown_kinds_are_rejected_by_name(tmp_path, fake, defaults):
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=r"None of the first 1 rows .* Can't use phone.m4a"):
         sources.columns(sources.plan([str(tmp_path)], 100, NAMES, "train"))
+
+
+def test_two_files_of_one_name_and_modality_are_named(tmp_path, fake, defaults):
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, tone(0.1, 1600), 1600)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")  # another modality: no trouble
+    (tmp_path / "a.txt").write_text("a dog")
+    made, (reject,) = preparation.prepare(read_all(tmp_path, 100), str(tmp_path), fake, defaults)
+    assert not made and "Can't use a.wav: another file of its modality has that name" in reject["reason"]
+    with tarfile.open(tmp_path / "web.tar", "w") as tar:
+        for name in ("a.flac", "a.txt", "a.wav"):
+            tar.add(tmp_path / name, name)
+    (record,) = [record for _, record in read_all(tmp_path / "web.tar", 100)]
+    assert "Can't read a.wav: another file of its modality" in str(record)
+
+
+def test_a_picture_in_a_folder_of_music_is_a_picture():
+    assert NAMES.column(PurePosixPath("music/x.webp"))[1] == "image"
+    assert NAMES.column(PurePosixPath("music/x.wav"))[1] == "music"
+
+
+def test_another_text_is_another_input(tmp_path):
+    """Of the same length: a run that goes on would leave the old rows."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.wav").write_bytes(b"x")
+    for path, text in ((tmp_path / "list.jsonl", '{"document": "a %s"}'), (tmp_path / "folder" / "a.txt", "a %s")):
+        prints = set()
+        for word in ("cat", "dog", "cat"):
+            path.write_text(text % word)
+            source = str(path if path.suffix == ".jsonl" else path.parent)
+            prints.add(sources.plan_fingerprint(sources.plan([source], 10, NAMES, "train")))
+        assert len(prints) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jsonl import read_lines, write_lines
+from merge import whole_folder
 from recipe import ModelRecipe, load_model, load_processor
 from settings import run_script
 
@@ -67,23 +68,33 @@ def sample(args: argparse.Namespace) -> None:
         find_modality(processor.specs, args.to)
     prompts = [read_prompt(line, place, args.samples, processor) for place, line in read_lines(args.prompts)]
     model = load_model(ModelRecipe(model=args.model), args.seed).eval()
-    (args.out / "media").mkdir(parents=True, exist_ok=True)
+    with whole_folder(args.out) as folder:
+        replies = sample_all(model, processor, prompts, args, folder)
+        write_lines(folder / "replies.jsonl", replies)
+    alike = sum(len({str(r["ids"]) for r in replies if r["prompt"] == n}) == 1 for n in range(len(prompts)))
+    if alike:
+        print(f"all replies to {alike} of {len(prompts)} prompts are the same; a higher --temperature makes others")
+
+
+def sample_all(model, processor, prompts: list, args: argparse.Namespace, folder: Path) -> list[dict]:
+    """The replies to all prompts, with their media in `folder`."""
+    (folder / "media").mkdir()
+    # By the checkpoint's own settings text may always be the likeliest.
+    options = {"do_sample": True, "modality_presets": {args.to: {"temperature": args.temperature, "top_k": 0}}}
+    options |= {"output_modalities": (args.to,), "max_new_tokens": args.max_new_tokens}
+    options |= {"required_modalities": () if args.to == "text" else (args.to,)}
     replies = []
     for number, prompt in enumerate(prompts):
         torch.manual_seed(args.seed + number)  # whatever the other prompts are
-        wanted = {"output_modalities": (args.to,), "required_modalities": () if args.to == "text" else (args.to,)}
         with torch.inference_mode():
-            output = model.generate(
-                **prompt, **wanted, do_sample=True, temperature=args.temperature, max_new_tokens=args.max_new_tokens
-            )
+            output = model.generate(**prompt, **options)
         start = prompt["input_ids"].shape[1]
         for which, ids in enumerate(output[:, start:].tolist()):
             name = f"{number}-{which}"
             reply = {"id": name, "prompt": number, "prompt_ids": prompt["input_ids"][0].tolist()}
-            replies.append(
-                reply | whole(ids, model.config.eos_token_id) | save(processor.parse_output(ids), args, name)
-            )
-    write_lines(args.out / "replies.jsonl", replies)
+            parts = processor.parse_output(ids)
+            replies.append(reply | whole(ids, model.config.eos_token_id) | save(parts, args.to, folder, name))
+    return replies
 
 
 def whole(ids: list[int], end: int) -> dict:
@@ -91,14 +102,14 @@ def whole(ids: list[int], end: int) -> dict:
     return {"ids": ids[: ids.index(end) + 1] if end in ids else None}
 
 
-def save(parts: list, args: argparse.Namespace, name: str) -> dict:
-    """The text of a reply, and the file of its medium."""
+def save(parts: list, modality: str, folder: Path, name: str) -> dict:
+    """The text of a reply, and the file of its medium in `folder`."""
     found = {"text": " ".join(part.text for part in parts if part.modality == "text")}
     for part in parts:
-        if part.modality == args.to != "text" and getattr(part, "problem", None) is None:
-            path = args.out / "media" / f"{name}.{'png' if hasattr(part, 'image') else 'wav'}"
+        if part.modality == modality != "text" and getattr(part, "problem", None) is None:
+            path = folder / "media" / f"{name}.{'png' if hasattr(part, 'image') else 'wav'}"
             part.save(path)
-            return found | {"path": str(path.relative_to(args.out))}
+            return found | {"path": str(path.relative_to(folder))}
     return found
 
 
@@ -114,10 +125,14 @@ def pair(out: Path, scores: Path, margin: float) -> None:
     for found in rated.values():
         if len(found) > 1 and (best := max(found))[0] - (worst := min(found))[0] > 0 and best[0] - worst[0] >= margin:
             chosen, rejected = replies[best[1]], replies[worst[1]]
+            if chosen["ids"] == rejected["ids"]:
+                continue  # nothing to prefer
             pairs.append({"prompt_ids": chosen["prompt_ids"], "chosen_ids": chosen["ids"]})
             pairs[-1]["rejected_ids"] = rejected["ids"]
     if not pairs:
-        raise ValueError(f"No pair: no prompt of {out} has two whole replies whose scores differ by {margin:g}.")
+        raise ValueError(
+            f"No pair: no prompt of {out} has two whole and different replies whose scores differ by {margin:g}."
+        )
     table = pa.Table.from_pylist(pairs)
     write_whole(out / "pairs.parquet", lambda temporary: pq.write_table(table, temporary))
     print(f"{out / 'pairs.parquet'}: {len(pairs)} pairs, {len(rated) - len(pairs)} prompts left out")
@@ -162,7 +177,10 @@ def read_prompt(line: dict, place: str, samples: int, processor) -> dict:
         raise ValueError(f"{place}: got {', '.join(line) or 'nothing'}, need messages, or text.")
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     try:
-        return processor.apply_chat_template([copy_messages(messages)] * samples, **options)
+        messages = copy_messages(messages)
+        if messages and messages[-1].get("role") == "assistant":
+            raise ValueError("the last message is the assistant's. End with the user's turn.")
+        return processor.apply_chat_template([messages] * samples, **options)
     except (ValueError, OSError, TypeError) as error:  # TypeError: a sampling rate that is no number
         raise ValueError(f"{place}: {error}") from error
 

@@ -108,7 +108,7 @@ def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.
     )
     picture = next((spec.name for spec in processor.specs if spec.image_size is not None), None)
     inputs = [path for given in args.data for path in (sorted(glob.glob(given)) or [given])]
-    units = sources.plan(inputs, args.rows_per_shard, sources.Names(names, args.audio, picture), args.split)
+    units = sources.plan(inputs, args.rows_per_shard, sources.Names(names, heard, args.audio, picture), args.split)
     check_columns(sources.columns(units), columns, names)
     facts = {
         "settings": settings.to_dict(),
@@ -151,6 +151,8 @@ def run(args: argparse.Namespace) -> dict:
             progress.update(units[index]["count"])
     manifest = rows.finish(args.out, facts)
     report = {"source_rows": total, "prepared": waiting, "seconds": time.time() - start}
+    if not manifest["rows"]:
+        raise ValueError(f"None of {total} became a row; the reasons stand in {args.out / 'rejects.jsonl'}.")
     report["spans"] = spans  # (rows, start, end, worker) of each unit, for benchmarks/prepare.py
     return report | {key: manifest[key] for key in ("rows", "rejected", "tokens", "learned_tokens", "tasks")}
 

@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
         for number, ((text, _), wave, codes) in enumerate(zip(batch, waves, encoded, strict=True), start):
             content = pieces(text, codes, begins(text, wave), frame_rate)
             if content:
-                request = choose(asked, "text->speech", args.seed, f"{number} {text}").format(text=text)
+                request = choose(asked, "text->speech", args.seed, f"{number} {text}").replace("{text}", text)
                 turns = [{"role": "user", "content": request}, {"role": "assistant", "content": content}]
                 conversations.append({"messages": turns})
     if not conversations:
