@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     if args.protocols:
         tables.write_block(args.protocols, "protocols", tables.protocol_table(protocol.choose("all", "paper")))
         return
+    if not args.results:
+        raise ValueError("Got no folders of results. Give what eval/run.py --out made, one folder or several.")
     systems = tables.load(args.results)
     model = args.against or next(iter(systems))
     if model not in systems:
