@@ -7,12 +7,12 @@ many. `make own-files` takes them through the walk-through of docs/training.md a
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from jsonl import read_lines
 from merge import refuse_existing, whole_folder
 from settings import run_script
 
@@ -46,8 +46,8 @@ def examples(manifest: Path) -> Iterator[tuple[str, dict]]:
     """What is asked for, and the block of the medium that answers, of each conversation that ends in one."""
     if not manifest.is_file():
         raise ValueError(f"No file {manifest}. Make it with train/make_lesson.py --out {manifest.parent}.")
-    for line in manifest.open(encoding="utf-8"):
-        asked, (medium, *_) = (message["content"] for message in json.loads(line)["messages"])
+    for _, line in read_lines(manifest):
+        asked, (medium, *_) = (message["content"] for message in line["messages"])
         if medium["type"] != "text":
             request = asked[-1]["text"]
             yield request[len(opening_of(request, openings(INSTRUCTIONS["text", medium["type"]]))) :].strip(), medium
