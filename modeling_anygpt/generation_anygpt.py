@@ -461,12 +461,13 @@ class AnyGPTGenerationMixin(GenerationMixin):
         presets = getattr(generation_config, "modality_presets", None)
         if generation_config.is_assistant:
             presets = None  # `logits_processor` holds the grammar of the model it drafts for, with that one's budget
-        if input_ids_seq_length is None:  # continuous batching, which knows of a row its last id only
+        governed = any(spec.first_code_id is not None for spec in self.config.modalities)
+        if governed and input_ids_seq_length is None:  # continuous batching, which knows of a row its last id only
             raise ValueError(
                 "generate_batch runs without the grammar of modalities, so its replies may be malformed. Use generate "
                 "with a padded batch, or a server for the result of `anygpt export --to vllm`."
             )
-        if isinstance(presets, dict) and "text" in presets:
+        if governed and isinstance(presets, dict) and "text" in presets:
             request = resolve_request(
                 self.config,
                 generation_config.output_modalities,
