@@ -90,9 +90,13 @@ class CodecShelf:
         self.own.add(name)
 
     def has(self, name: str) -> bool:
-        """Whether `get` would find a codec without going to the network."""
-        place = self.options.get("subfolder") or ""
-        return name in self.models or (self.source is not None and (Path(self.source) / place / name).is_dir())
+        """Whether `get` would find a codec. Of a checkpoint on the hub that downloads it."""
+        if name in self.models:
+            return True
+        try:
+            return self.source is not None and self.locate(name).is_dir()
+        except (ValueError, OSError):  # no such folder there, or no network
+            return False
 
     def save(self, name: str, folder: Path) -> None:
         """Puts the codec `name` into `folder`, with the code that loads it there."""

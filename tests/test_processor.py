@@ -25,6 +25,7 @@ from processing_anygpt import (
     UnfinishedPart,
     add_modality_tokens,
     codec_io,
+    codec_shelf,  # noqa: E402
 )
 from processing_anygpt.media import load_audio, load_image
 from processing_anygpt.vocabulary import codes_to_ids
@@ -446,6 +447,27 @@ def test_codecs_of_a_checkpoint_in_a_subfolder(tmp_path):
     again = AutoProcessor.from_pretrained(tmp_path / "copy")
     first, *others = [p.apply_chat_template(chat, tokenize=True) for p in (processor, loaded, again)]
     assert others == [first, first]
+
+
+def test_a_copy_of_a_processor_from_the_hub_has_its_codecs(tmp_path, monkeypatch):
+    processor = make_processor()
+    processor.shelf.models.clear()
+    processor.shelf.own.clear()
+    processor.set_codec("music", small_encodec())
+    processor.save_pretrained(tmp_path / "hub")
+    asked = []
+
+    def download(repository, allow_patterns, **options):
+        asked.append((repository, *allow_patterns))
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(codec_shelf, "snapshot_download", download)
+    loaded = AutoProcessor.from_pretrained(tmp_path / "hub")
+    loaded.shelf = codec_shelf.CodecShelf("me/anygpt")  # as from_pretrained("me/anygpt") makes it
+    loaded.save_pretrained(tmp_path / "copy")
+    assert ("me/anygpt", "music_codec/*") in asked
+    assert (tmp_path / "copy" / "music_codec" / "config.json").is_file()
+    assert not (tmp_path / "copy" / "image_codec").exists()  # which the checkpoint does not have
 
 
 def test_copies_leave_the_codecs(processor):
