@@ -25,7 +25,7 @@ from processing_anygpt import (
     UnfinishedPart,
     add_modality_tokens,
     codec_io,
-    codec_shelf,  # noqa: E402
+    codec_shelf,
 )
 from processing_anygpt.media import load_audio, load_image
 from processing_anygpt.vocabulary import codes_to_ids
