@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout too
 
@@ -26,6 +27,7 @@ import judges  # noqa: E402
 import protocol  # noqa: E402
 import results  # noqa: E402
 import systems  # noqa: E402
+import tables  # noqa: E402
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from console import check_count, run_script  # noqa: E402
@@ -114,7 +116,7 @@ def evaluate(
     notes |= {"processes": state.num_processes, "threads": torch.get_num_threads()}
     content = header | {"system": about, "key": key, "task": wanted.task, "about": wanted.about, "run": notes}
     content |= {"protocol": {"name": wanted.name, "hash": wanted.hash, "file": wanted.content}}
-    deviations = [f"{args.limit} examples of each group only"] if args.limit else []
+    deviations = [f"{args.limit} {tables.LIMITED}"] if args.limit else []
     deviations += checkpoints.deviations(wanted, header["judges"], header["versions"])
     content |= {"deviations": deviations}
     results.write_json(folder / f"{task}.json", content | {"rows": rows, "items": records})
@@ -158,7 +160,7 @@ def work(system, wanted: protocol.Protocol, every: list, todo: list, args, path:
                     judged[i] |= {k: round(v, 6) if isinstance(v, float) else v for k, v in fields.items()}
         records = []
         for example, output, fields in zip(batch, outputs, judged, strict=True):
-            stem = media / example.id.replace("/", "_")
+            stem = media / quote(example.id, safe=" ")
             record = {"id": example.id, "group": example.group, "texts": list(example.texts), "text": output.text}
             record |= {"transcript": output.transcript, "medium": results.save_medium(output.medium, stem)}
             record |= {"problem": output.problem, "judged": fields}

@@ -26,6 +26,7 @@ from examples import Example, picture, sound, target_of
 from modeling_anygpt.configuration_anygpt import AnyGPTConfig
 from modeling_anygpt.conversion.llm import read_json
 from processing_anygpt import codec_io, generate_best
+from processing_anygpt.codec_shelf import refuse_missing
 from processing_anygpt.read_back import settings_of
 from processing_anygpt.vocabulary import find_modality
 
@@ -103,7 +104,10 @@ class Model(System):
             raise ValueError(f"{folder} is no checkpoint folder: it has no config.json.")
         transformers.utils.logging.disable_progress_bar()
         self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True).to(device)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self.model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=dtype, output_loading_info=True
+        )
+        refuse_missing(report, folder)
         self.model.to(device).eval()
 
     def describe(self) -> dict:
@@ -213,7 +217,8 @@ class Reference(System):
         if modality == "image":
             codes = processor.encode_media(modality, media)
             codes = shuffle(codes, spec.codebook_size, seed) if self.shuffled else codes
-            return [part.image for part in processor.decode_codes(modality, codes)]
+            draws = torch.Generator().manual_seed(seed)
+            return [part.image for part in processor.decode_codes(modality, codes, generator=draws)]
         waves = [sound(medium, spec.sampling_rate)[0] for medium in media]
         codes = codec_io.encode(processor.codec(modality), waves)
         codes = shuffle(codes, spec.codebook_size, seed) if self.shuffled else codes

@@ -82,6 +82,9 @@ def refuse_mixtures(first: dict, second: dict) -> None:
         )
 
 
+LIMITED = "examples of each group only"  # how a deviation of run.py --limit ends
+
+
 def kind_of(results: dict[str, dict]) -> str:
     return next(iter(results.values()))["system"]["kind"]
 
@@ -115,8 +118,8 @@ def difference(a: dict, b: dict, better: str) -> dict | None:
     both = [i for i in a.get("items", {}) if i in b.get("items", {})]
     if not both:
         return None
-    mine, other = ([row["items"][i][0] for i in both] for row in (a, b))
-    found = compare(mine, other, [a["items"][i][1] for i in both])
+    (mine, shares), (other, others) = (zip(*(row["items"][i] for i in both), strict=True) for row in (a, b))
+    found = compare(mine, other, shares, others)
     up = (found["difference"] > 0) == (better == "higher")
     sure = len(both) >= FEWEST and found["p"] < SIGNIFICANT and found["difference"] != 0
     return found | {"verdict": ("better" if up else "worse") if sure else ""}
@@ -174,7 +177,7 @@ def card_table(systems: dict, model: str) -> str:
         cells = [row["name"], row["judge"], number(cell, True), count, bar]
         cells += [number(line["cells"].get(name)) for name in others]
         text += f"| {' | '.join(cells)} |\n"
-    return text
+    return text + limits(systems)
 
 
 def comparison_table(systems: dict, model: str) -> str:
@@ -187,7 +190,14 @@ def comparison_table(systems: dict, model: str) -> str:
             found = compared(line, name, model) or {}
             cells.append(number(line["cells"].get(name), True) + marks.get(found.get("verdict"), ""))
         text += f"| {' | '.join(cells)} |\n"
-    return text
+    return text + limits(systems)
+
+
+def limits(systems: dict) -> str:
+    """Lines below a table that say of which systems only some examples were tried; "" where there are none."""
+    results = [(name, result) for name, found in systems.items() for result in found.values()]
+    tried = {f"{name}: {text}." for name, result in results for text in result["deviations"] if LIMITED in text}
+    return "".join(f"\n{line}\n" for line in sorted(tried))
 
 
 def floor_table(systems: dict, model: str) -> str:

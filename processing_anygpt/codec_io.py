@@ -41,6 +41,23 @@ def encode(codec: Any, items: Sequence[np.ndarray]) -> list[np.ndarray]:
     return _by_length(encode_equal, items)
 
 
+def check_codec(spec: Any, config: Any) -> None:
+    """ValueError if a codec with this config is not the one that a row of the modality table speaks of."""
+    of_codec = {
+        "sampling_rate": getattr(config, "sampling_rate", None),
+        "frame_rate": getattr(config, "frame_rate", None),
+        # VQModel of diffusers has a name of its own
+        "codebook_size": getattr(config, "codebook_size", getattr(config, "num_vq_embeddings", None)),
+    }
+    for key, value in of_codec.items():
+        stated = getattr(spec, key)
+        if value != stated and (value is not None or key == "sampling_rate"):
+            raise ValueError(
+                f"The {spec.name} codec has a {key} of {value}, the modality table says {stated}. Put the codec that "
+                "belongs to this checkpoint in its place, or correct the table."
+            )
+
+
 def decode(codec: Any, items: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes to media, the inverse of `encode`.
 
@@ -55,7 +72,8 @@ def decode(codec: Any, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         return _decode_batch(codec, torch.from_numpy(batch).to(codec.device)).float().cpu().numpy()
 
     if is_audio(codec):
-        return _in_pieces(codec, decode_equal, items, unit_in=1, unit_out=_samples_per_frame(codec))
+        whole = getattr(codec, "decodes_whole", False)
+        return _in_pieces(codec, decode_equal, items, unit_in=1, unit_out=_samples_per_frame(codec), whole=whole)
     return _by_length(decode_equal, items)
 
 
@@ -215,8 +233,10 @@ def _in_pieces(
     items: Sequence[np.ndarray],
     unit_in: int,
     unit_out: int,
+    whole: bool = False,
 ) -> list[np.ndarray]:
-    """As `_by_length`; items longer than a piece go through one piece at a time, with context on both sides.
+    """As `_by_length`; items longer than a piece go through one piece at a time, with context on both sides (`whole`:
+    one item at a time).
 
     The last axis is time; a frame is `unit_in` steps of it before and `unit_out` steps after. Pieces start at whole
     frames, so that their codes fall on the same grid as those of the whole.
@@ -229,7 +249,9 @@ def _in_pieces(
     for index, result in zip(short, _by_length(run, [items[i] for i in short]), strict=True):
         results[index] = result
     for index, item in enumerate(items):
-        if results[index] is None:
+        if results[index] is None and whole:
+            results[index] = run(item[None])[0]
+        elif results[index] is None:
             frames = -(-item.shape[-1] // unit_in)
             outputs = []
             for start in range(0, frames, piece):

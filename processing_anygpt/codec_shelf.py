@@ -47,7 +47,9 @@ class CodecShelf:
             if library_class is not None:  # a model of diffusers, which has no Auto class for all of them
                 diffusers_class = getattr(importlib.import_module("diffusers"), library_class)
                 # Else diffusers advises on standard error to install accelerate, for models a thousand times as large.
-                model = diffusers_class.from_pretrained(folder, low_cpu_mem_usage=False)
+                model, report = diffusers_class.from_pretrained(
+                    folder, low_cpu_mem_usage=False, output_loading_info=True
+                )
             else:
                 trust = self.options.get("trust_remote_code", False)
                 try:
@@ -56,7 +58,7 @@ class CodecShelf:
                     )
                 except (SafetensorError, RuntimeError) as error:
                     raise ValueError(f"{folder} does not hold the weights of its config.json: {error}") from error
-                refuse_missing(report, folder)
+            refuse_missing(report, folder)
             self.models[name] = model.eval().to(self.device)
         return self.models[name]
 

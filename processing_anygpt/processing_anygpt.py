@@ -15,7 +15,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .batching import Batching, share_out, splice
-from .codec_io import add_acoustic_codes, decode, encode, is_audio, paint
+from .codec_io import add_acoustic_codes, check_codec, decode, encode, is_audio, paint
 from .codec_shelf import CodecShelf
 from .conversation import (
     IGNORED,
@@ -99,12 +99,7 @@ class AnyGPTProcessor(ProcessorMixin):
         """The codec of a modality, loaded at the first call."""
         spec = find_modality(self.specs, modality)
         codec = self.shelf.get(spec.codec)
-        rate = getattr(codec.config, "sampling_rate", None)
-        if rate != spec.sampling_rate:
-            raise ValueError(
-                f"The {modality} codec works at {rate} Hz, the modality table says {spec.sampling_rate}. Put the "
-                "codec that belongs to this checkpoint in its place, or correct the table."
-            )
+        check_codec(spec, codec.config)
         return codec
 
     def set_codec(self, modality: str, codec: Any, decoder: Any = None) -> None:
@@ -153,6 +148,11 @@ class AnyGPTProcessor(ProcessorMixin):
             codec = self.codec(modality)
             arrays = [_load(spec, items[i], sampling_rate, allow_urls, max_seconds) for i in todo]
             for index, codes in zip(todo, encode(codec, arrays), strict=True):
+                if len(codes) < spec.num_codebooks:
+                    raise ValueError(
+                        f"The {modality} codec has {len(codes)} codebook{'s' * (len(codes) > 1)}, the modality table says "
+                        f"{spec.num_codebooks}. Put the codec that belongs to this checkpoint in its place."
+                    )
                 results[index] = codes[: spec.num_codebooks]
         return results
 
@@ -201,7 +201,7 @@ class AnyGPTProcessor(ProcessorMixin):
         full = codes
         if spec.decoder is not None:
             sound = None if voice is None else _load(spec, voice, None, False, MAX_SECONDS)
-            steps = 1 if steps is None else steps
+            steps = 1 if steps is None else int(steps)
             full = add_acoustic_codes(self.shelf.get(spec.decoder), codec, codes, sound, steps, generator)
         values = decode(codec, full)
         if is_audio(codec):

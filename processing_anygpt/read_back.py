@@ -8,6 +8,7 @@ here painter and judge are one.
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,10 @@ def generate_best(
     required = resolve_request(model.config, *asked).required
     stored = settings_of(settings, required)
     count = stored.get("candidates", 1) if candidates is None else candidates
-    if count < 1:
-        raise ValueError(f"Got candidates={count}, need 1 or more.")
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ValueError(f"Got candidates={count!r}, need a whole number, 1 or more.")
+    if input_ids.ndim != 2:
+        raise ValueError(f"Got input_ids of shape {tuple(input_ids.shape)}, need [batch, length].")
     prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
     if count == 1:
         return model.generate(**prompt, **options)

@@ -434,7 +434,7 @@ def test_a_card_has_rows_that_only_the_original_has():
 
     def system(kind, name, rows):
         return {name: {"task": "asr", "protocol": {"name": name, "file": {"rows": [row]}}, "system": {"kind": kind},
-                       "rows": rows}}  # fmt: skip
+                       "rows": rows, "deviations": []}}  # fmt: skip
 
     found = {"m": system("model", "q", [row | scores]), "o": system("original", "p", [row | scores])}
     text = tables.card_table(found, "m")
@@ -443,7 +443,7 @@ def test_a_card_has_rows_that_only_the_original_has():
 
 def test_floors_are_shown_and_what_is_above_them_marked():
     row = {"name": "r", "judge": "j", "floor": 0.1, "better": "higher", "bar": None}
-    result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": [row]}}}
+    result = {"task": "asr", "protocol": {"name": "p", "file": {"rows": [row]}}, "deviations": []}
 
     def system(kind, value):
         scores = {"value": value, "low": value - 0.05, "high": value + 0.05, "count": 9}
@@ -471,6 +471,20 @@ def test_differences_are_paired_and_marked(better, verdict):
     assert tables.difference({}, row(base), better) is None
 
 
+def test_each_side_of_a_difference_has_its_own_weights():
+    """As where an answer is measured against the text that was written with it."""
+    good = {"items": {str(i): [0.0, 9] if i % 2 else [0.1, 1] for i in range(30)}}  # 0.01
+    poor = {"items": {str(i): [0.5, 1] if i % 2 else [0.5, 9] for i in range(30)}}  # 0.5
+    first, second = tables.difference(good, poor, "lower"), tables.difference(poor, good, "lower")
+    assert first["difference"] == pytest.approx(-0.49) == -second["difference"]
+    assert (first["verdict"], second["verdict"]) == ("better", "worse")
+
+
+def test_a_table_of_a_few_examples_says_so():
+    results = {"m": {"p": {"deviations": ["2 examples of each group only", "other judge"]}}, "n": {}}
+    assert tables.limits(results) == "\nm: 2 examples of each group only.\n"
+
+
 def test_models_stand_side_by_side_with_their_significance(tmp_path, capsys):
     def save(name: str, shift: float) -> None:
         items = {str(i): [0.01 * i + shift, 1] for i in range(20)}
@@ -478,7 +492,7 @@ def test_models_stand_side_by_side_with_their_significance(tmp_path, capsys):
         result = {"task": "asr", "protocol": {"name": "p", "hash": "1", "file": {"rows": [row]}}}
         system = {"name": name, "kind": "model"}
         (tmp_path / name / name).mkdir(parents=True)
-        content = result | {"system": system, "rows": [row | {"items": items}]}
+        content = result | {"system": system, "rows": [row | {"items": items}], "deviations": []}
         results.write_json(tmp_path / name / name / "p.json", content)
 
     for name, shift in (("a", 0.1), ("b", 0.3), ("c", 0.0), ("d", 0.1)):

@@ -392,7 +392,7 @@ def test_parts_are_saved_whole_or_not_at_all(processor, tmp_path):
 
 def small_encodec() -> EncodecModel:
     config = EncodecConfig(
-        target_bandwidths=[0.6],  # 2 codebooks of 64 at 50 Hz
+        target_bandwidths=[0.3],  # 2 codebooks of 64 at 25 Hz
         sampling_rate=1600,
         audio_channels=1,
         normalize=False,
@@ -401,7 +401,7 @@ def small_encodec() -> EncodecModel:
         codebook_dim=8,
         codebook_size=64,
         num_filters=4,
-        upsampling_ratios=[8, 4],
+        upsampling_ratios=[8, 8],
         use_causal_conv=False,
     )
     return EncodecModel(config).eval()
@@ -484,8 +484,20 @@ def test_without_checkpoint_codecs_are_asked_for():
     with pytest.raises(ValueError, match="not loaded from one"):
         processor.encode_media("image", [Image.new("L", (4, 4))])
     processor.set_codec("music", ExactAudioCodec(2, 25, sampling_rate=800))
-    with pytest.raises(ValueError, match="works at 800 Hz, the modality table says 1600"):
+    with pytest.raises(ValueError, match="has a sampling_rate of 800, the modality table says 1600"):
         processor.encode_media("music", [(np.zeros(100), 1600)])
+
+
+def test_a_codec_of_another_table_is_refused(processor):
+    other = copy.deepcopy(make_processor())
+    for codec, complaint in (
+        (ExactAudioCodec(2, 50), "has a frame_rate of 50, the modality table says 25"),
+        (ExactAudioCodec(2, 25, codebook_size=32), "has a codebook_size of 32, the modality table says 64"),
+        (ExactAudioCodec(1, 25), "has 1 codebook, the modality table says 2"),
+    ):
+        other.set_codec("music", codec)
+        with pytest.raises(ValueError, match=complaint):
+            other.encode_media("music", [(tone(1, 1600), 1600)])
 
 
 def test_processor_of_another_checkpoint():

@@ -160,7 +160,8 @@ def test_padding_after_the_longest_reply_is_cut():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"candidates": 0}, "need 1 or more"),
+        ({"candidates": 0}, "candidates=0, need a whole number, 1 or more"),
+        ({"candidates": 1.5}, "candidates=1.5, need a whole number"),
         ({"candidates": 2, "output_modalities": ("text",)}, "nothing but text"),
         ({"candidates": 2, "required_modalities": ("image", "music"), "output_modalities": None}, "image and music"),
         ({"candidates": 2, "num_beams": 2}, "num_beams does not go"),

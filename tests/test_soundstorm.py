@@ -203,8 +203,9 @@ def test_bad_inputs_are_refused(semantic, prompt, message):
 
 
 def test_bad_steps_and_levels_are_refused():
-    with pytest.raises(ValueError, match="Got steps=0, allowed 1 or more"):
-        tiny().generate(torch.zeros(1, 5, dtype=torch.long), steps=0)
+    for steps in (0, 1.5):
+        with pytest.raises(ValueError, match=f"Got steps={steps}, allowed whole numbers, 1 or more"):
+            tiny().generate(torch.zeros(1, 5, dtype=torch.long), steps=steps)
     with pytest.raises(ValueError, match="Got 3 levels of codes, allowed 4"):
         tiny().loss(torch.zeros(1, 5, 3, dtype=torch.long), torch.zeros(1))
 

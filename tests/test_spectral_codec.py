@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 import modeling_anygpt.codecs
 from modeling_anygpt.codecs.spectral import SpectralCodecConfig, SpectralCodecModel
+from processing_anygpt import codec_io
 
 CHECKPOINT = Path(modeling_anygpt.codecs.__file__).parents[1] / "pretrained/anygpt_tiny/music_codec"
 CLIPS = sorted((Path(__file__).parents[1] / "examples").glob("tune_*.wav"))
@@ -125,7 +126,7 @@ def test_bad_input_is_refused(codec):
         codec.encode(torch.zeros(80000))
     with pytest.raises(ValueError, match="int16"):
         codec.encode(torch.zeros(1, 80000, dtype=torch.int16))
-    with pytest.raises(ValueError, match="samples >= 1"):
+    with pytest.raises(ValueError, match="one or more of each"):
         codec.encode(torch.zeros(1, 0))
     with pytest.raises(ValueError, match="NaN or infinite"):
         codec.encode(torch.full((1, 800), torch.nan))
@@ -152,9 +153,27 @@ def test_inversion_finds_the_phases_of_a_sine():
     assert inverted[0, 6400:19200].square().mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=0.03)
 
 
+def test_long_tones_run_on_without_clicks():
+    """Over 34 s sound goes through codecs in pieces; this one's phases would not meet there."""
+    torch.manual_seed(0)
+    model = SpectralCodecModel(SpectralCodecConfig(hidden_size=8, encoder_layers=1, decoder_layers=1)).eval()
+    codes = torch.randint(0, 1024, (1, 2, 1)).expand(-1, -1, 40 * 25)
+    (pieces,) = codec_io.decode(model, [codes[0].numpy()])
+    assert np.array_equal(pieces, model.decode(codes)[0].numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(dtype, clips):
+    model = SpectralCodecModel(SpectralCodecConfig(hidden_size=8, encoder_layers=1, decoder_layers=1)).eval()
+    codes = model.encode(clips[:1])
+    half = model.to(dtype)
+    assert (half.encode(clips[:1].to(dtype)) == codes).float().mean() > 0.5
+    made = half.decode(codes)
+    assert made.isfinite().all() and not made.requires_grad
+
+
 def test_save_and_load_give_the_same_codes(tmp_path, clips):
     model = SpectralCodecModel(SpectralCodecConfig(hidden_size=8, encoder_layers=1, decoder_layers=1)).eval()
     model.save_pretrained(tmp_path)
     again = SpectralCodecModel.from_pretrained(tmp_path).eval()
-    assert torch.equal(again.window, model.window)
     assert torch.equal(again.encode(clips[:1]), model.encode(clips[:1]))

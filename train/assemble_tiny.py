@@ -10,8 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from codec_files import whole_files
+from codec_files import load_whole, whole_files
 from settings import read_yaml_file, run_script
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -35,7 +34,7 @@ def main(words: list[str]) -> None:
         kind = AutoConfig.from_pretrained(folder)
         if not isinstance(kind, AnyGPTConfig):
             raise ValueError(f"{folder} holds a model of type {kind.model_type!r}, allowed: train/lm.py's output.")
-    model = mean_of([AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in args.lm])
+    model = mean_of([load_whole(AutoModelForCausalLM, folder) for folder in args.lm])
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     model.config.assign_token_ids(tokenizer)
     for name, read_back in settings["read_back"].items():

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+
+from processing_anygpt.codec_shelf import refuse_missing
 
 
 def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
@@ -45,7 +48,17 @@ def load_codec(kind: type[PreTrainedModel], source: str | Path) -> PreTrainedMod
     config = AutoConfig.from_pretrained(source)
     if not isinstance(config, kind.config_class):
         raise ValueError(f"{source} holds a model of type {config.model_type!r}, allowed: a {kind.__name__}.")
-    return kind.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
+    return load_whole(kind, source).eval().requires_grad_(False)
+
+
+def load_whole(kind: type, source: str | Path) -> PreTrainedModel:
+    """A model in float32; ValueError if its weights lack a tensor, or hold one of another shape."""
+    try:
+        model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{source} does not hold the weights of its config.json: {error}") from error
+    refuse_missing(report, source)
+    return model
 
 
 @contextmanager
@@ -64,6 +77,9 @@ def export(model: nn.Module, folder: Path) -> None:
     """A transformers model as a `from_pretrained` folder: float16 on disk; the config says float32, so that
     `from_pretrained` widens the weights."""
     half = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
+    broken = [name for name, tensor in half.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{broken[0]} ({len(broken)} such) holds NaN or infinity; {folder} was not written.")
     with whole_files(folder) as temporary:
         model.save_pretrained(temporary, state_dict=half)
         config = json.loads((temporary / "config.json").read_text()) | {"dtype": "float32"}

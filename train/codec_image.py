@@ -36,6 +36,9 @@ from settings import parse, run_script
 START_BATCHES = 20  # beside the current one, to draw the first codebook from
 
 
+GROUPS = 4  # of the channels, normalised each
+
+
 @dataclass
 class Recipe(Checked):
     data: Path = field(metadata={"help": "npz with `pictures`; see data_image.py"})
@@ -48,6 +51,13 @@ class Recipe(Checked):
     codes: int
     embed_dim: int
     widths: list[int] = field(metadata={"help": "channels; each but the first halves the picture's side"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.widths or any(width < GROUPS or width % GROUPS for width in self.widths):
+            raise ValueError(
+                f"widths: got {self.widths}, allowed: multiples of {GROUPS}, in which channels are normalised."
+            )
 
 
 def load_pictures(recipe: Recipe) -> torch.Tensor:
@@ -83,7 +93,7 @@ def build(recipe: Recipe, size: int) -> VQModel:
         latent_channels=recipe.embed_dim,
         vq_embed_dim=recipe.embed_dim,
         num_vq_embeddings=recipe.codes,
-        norm_num_groups=4,
+        norm_num_groups=GROUPS,
         mid_block_add_attention=False,
         lookup_from_codebook=True,  # decode(codes, force_not_quantize=True, shape=...) takes codes
         sample_size=size,

@@ -7,6 +7,7 @@ that was stopped and resumed takes, on a CPU in float32, exactly the steps of on
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -217,13 +218,23 @@ class Run:
 
     def _report(self, done: int, total: int, seconds: float, rate: float, remark: str) -> None:
         means = {name: value / self.count for name, value in self._totals().items()}
+        self._refuse(means, done)
         left = (total - done) / rate / 60
         speed = f"{seconds / 60:.1f} min, {rate:.2f} steps/s, {left:.1f} min left"
         self.say(f"step {done}/{total}, {speed}: {listed(means)}{', ' if remark else ''}{remark}")
         self.history.append({"step": done} | means)
         self.sums, self.count = {}, 0
 
+    def _refuse(self, means: dict[str, float], done: int) -> None:
+        """ValueError if a figure is no number, before the weights that gave it take the place of good ones."""
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"At step {done} {name} is {value}. Lower the learning rate; --resume goes on from the last state."
+                )
+
     def _save(self, done: int, parts: dict[str, Any]) -> None:
+        self._refuse(self._totals(), done)
         progress = {"step": done, "history": self.history, "totals": self._totals(), "count": self.count}
         if self.is_main:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(parts).items()}

@@ -169,6 +169,8 @@ def _hear(aligner, audio: np.ndarray) -> None:
 
 def save(path: Path, clips) -> str:
     """Write (audio int16 [F * 320], phones int8 [F] or None) pairs as one shard -> a line that says what it holds."""
+    if not clips:
+        raise ValueError(f"No sound for {path}: all of its recordings are silent.")
     audio = np.concatenate([audio for audio, _ in clips])
     unknown = [np.full(len(audio) // HOP, -1, np.int8) if phones is None else phones for audio, phones in clips]
     phones = np.concatenate(unknown)

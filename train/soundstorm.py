@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec_files import export, load_codec, read_arrays
+from codec_files import export, load_codec, load_whole, read_arrays
 from codec_samples import write_sounds
 from codec_training import Checked, Run, RunSettings
 from settings import parse, run_script
@@ -154,7 +154,7 @@ def go_on_from(folder: str, config: SoundStormConfig) -> SoundStormModel:
                 f"{folder} has {name} {getattr(found, name)}, the recipe and its codes have {getattr(config, name)}. "
                 "Make them equal, or leave `start` out."
             )
-    return SoundStormModel.from_pretrained(folder, dtype=torch.float32)
+    return load_whole(SoundStormModel, folder)
 
 
 def neighbours(codec: SpeechTokenizerModel, perplexity: float) -> torch.Tensor:

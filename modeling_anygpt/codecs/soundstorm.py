@@ -420,8 +420,8 @@ class SoundStormModel(PreTrainedModel):
         return codes
 
     def _check_inputs(self, semantic: torch.Tensor, prompt: torch.Tensor | None, steps: int):
-        if steps < 1:
-            raise ValueError(f"Got steps={steps}, allowed 1 or more.")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"Got steps={steps!r}, allowed whole numbers, 1 or more.")
         if semantic.ndim != 2 or not semantic.numel():
             raise ValueError(f"Got semantic codes of shape {list(semantic.shape)}, allowed [B, n] with B, n >= 1.")
         self._check_codes("semantic", semantic, self.config.num_semantic_codes)

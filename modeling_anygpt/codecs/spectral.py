@@ -124,6 +124,8 @@ class SpectralCodecModel(PreTrainedModel):
     config_class = SpectralCodecConfig
     base_model_prefix = "spectral_codec"
     main_input_name = "input_values"
+    # Phases run on through a sound: pieces that were decoded apart would not meet.
+    decodes_whole = True
 
     def __init__(self, config: SpectralCodecConfig):
         super().__init__(config)
@@ -140,17 +142,14 @@ class SpectralCodecModel(PreTrainedModel):
         )
         self.output_norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, bins * config.stack)
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # torch's own initialisation of convolutions, linear layers and norms is what we want. transformers builds
-        # models without memory first, so what is not stored in the checkpoint has to be filled in here.
-        if isinstance(module, SpectralCodecModel):
-            module.window.copy_(torch.hann_window(self.config.n_fft))
+        """torch's own initialisation of convolutions, linear layers and norms is what we want."""
 
     # ---- public
 
+    @torch.no_grad()
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """Waveforms to codes.
 
@@ -163,15 +162,16 @@ class SpectralCodecModel(PreTrainedModel):
         Raises:
             ValueError: wrong shape or type, no samples, or some that are not finite.
         """
-        if values.ndim != 2 or not values.is_floating_point() or values.shape[1] == 0:
+        if values.ndim != 2 or not values.is_floating_point() or 0 in values.shape:
             raise ValueError(
-                f"Got values {tuple(values.shape)} of {values.dtype}; allowed: floating [batch, samples >= 1], mono. "
-                "Average stereo channels and scale integers to [-1, 1] first."
+                f"Got values {tuple(values.shape)} of {values.dtype}; allowed: floating [batch, samples], one or "
+                "more of each, mono. Average stereo channels and scale integers to [-1, 1] first."
             )
         if not values.isfinite().all():
             raise ValueError("Got NaN or infinite audio samples, allowed finite numbers; check how the file was read.")
         return self.quantizer.encode(self.embed(self.log_magnitudes(values)))
 
+    @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes to waveforms.
 
@@ -204,8 +204,8 @@ class SpectralCodecModel(PreTrainedModel):
     # ---- the parts that training uses
 
     def log_magnitudes(self, values: torch.Tensor) -> torch.Tensor:
-        """values [B, T] -> log(magnitude + 0.001) [B, T' * stack, F]; a sine of amplitude 1 has magnitude 1."""
-        values = F.pad(values, (0, -values.shape[1] % self.config.samples_per_frame))
+        """values [B, T] -> log(magnitude + 0.001) [B, T' * stack, F] float32; a sine of amplitude 1 gives 1."""
+        values = F.pad(values.float(), (0, -values.shape[1] % self.config.samples_per_frame))
         spectrum = self._transform(F.pad(values, (self._margin, self._margin)))
         return torch.log(spectrum.abs() * self._scale + 1e-3)
 
@@ -213,7 +213,8 @@ class SpectralCodecModel(PreTrainedModel):
         """[B, T' * stack, F] -> vectors before quantisation [B, T', D]."""
         batch, frames, bins = log_magnitudes.shape
         stacked = log_magnitudes.reshape(batch, frames // self.config.stack, -1).transpose(1, 2)
-        hidden = self.encoder(self.input_projection(stacked * 0.5 + 2))  # log magnitudes lie in -6.9..0
+        scaled = (stacked * 0.5 + 2).to(self.input_projection.weight.dtype)  # log magnitudes lie in -6.9..0
+        hidden = self.encoder(self.input_projection(scaled))
         return self.to_codes(hidden.transpose(1, 2))
 
     def reconstruct(self, z: torch.Tensor) -> torch.Tensor:
@@ -244,14 +245,20 @@ class SpectralCodecModel(PreTrainedModel):
     def _scale(self) -> float:
         return 4 / self.config.n_fft  # half the window's sum, inverted
 
+    def _window(self, device: torch.device) -> torch.Tensor:
+        return torch.hann_window(self.config.n_fft, device=device)  # float32, whatever the weights are
+
     def _transform(self, padded: torch.Tensor) -> torch.Tensor:
         """[B, T + 2 margin] -> complex [B, T / hop_length, F]."""
-        return torch.fft.rfft(padded.unfold(1, self.config.n_fft, self.config.hop_length) * self.window)
+        return torch.fft.rfft(
+            padded.unfold(1, self.config.n_fft, self.config.hop_length) * self._window(padded.device)
+        )
 
     def _overlap_add(self, spectrum: torch.Tensor) -> torch.Tensor:
         """complex [B, T / hop_length, F] -> [B, T + 2 margin], the least-squares inverse of `_transform`."""
-        pieces = torch.fft.irfft(spectrum, n=self.config.n_fft) * self.window
-        weight = self.window.square().expand(1, spectrum.shape[1], -1)
+        window = self._window(spectrum.device)
+        pieces = torch.fft.irfft(spectrum, n=self.config.n_fft) * window
+        weight = window.square().expand(1, spectrum.shape[1], -1)
         return self._add(pieces) / self._add(weight).clamp(min=1e-3)
 
     def _add(self, pieces: torch.Tensor) -> torch.Tensor:

@@ -57,12 +57,14 @@ def compare(
     items_a: Sequence[float],
     items_b: Sequence[float],
     weights: Sequence[float] | None = None,
+    weights_b: Sequence[float] | None = None,
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Is model a's score another than model b's? Paired: the same items in the same order, judged of both.
+    """Is model a's score another than model b's? Paired: the same items in the same order, judged of both. `weights`
+    are of the items of a, and of those of b where it has none of its own.
 
     Returns:
         {"difference": score of a minus score of b, "low", "high": its interval, "p": two-sided}. `p` is twice the
@@ -72,12 +74,17 @@ def compare(
         raise ValueError(
             f"Got {len(items_a)} and {len(items_b)} items; a paired comparison needs the same items of both."
         )
-    values, shares = _checked(np.subtract(items_a, items_b), weights)
-    drawn = bootstrap(lambda chosen: _mean(values, shares, chosen), len(values), resamples=resamples, seed=seed)
+    sides = _checked(items_a, weights), _checked(items_b, weights if weights_b is None else weights_b)
+
+    def difference(chosen: np.ndarray | slice = slice(None)) -> float:
+        first, second = (_mean(values, shares, chosen) for values, shares in sides)
+        return first - second
+
+    drawn = bootstrap(difference, len(items_a), resamples=resamples, seed=seed)
     low, high = percentiles(drawn, level)
     side = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p = min(1.0, 2 * (side + 1) / (resamples + 1))
-    return {"difference": _mean(values, shares), "low": low, "high": high, "p": p}
+    return {"difference": difference(), "low": low, "high": high, "p": p}
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -97,7 +104,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
         np.linalg.qr(side - mean, mode="r") / np.sqrt(len(side) - 1) for side, mean in zip(sets, means, strict=True)
     ]
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-    return float(np.square(means[0] - means[1]).sum() + sum(np.square(root).sum() for root in roots) - 2 * shared)
+    traces = sum(np.square(root).sum() for root in roots) - 2 * shared
+    return max(0.0, float(np.square(means[0] - means[1]).sum() + traces))  # rounding may take it below
 
 
 def frechet_result(
@@ -113,6 +121,8 @@ def frechet_result(
 
     if len(first) < 2:
         raise ValueError(f"Got {len(first)} items; a distance of distributions needs at least 2.")
+    if not all(np.isfinite(vectors).all() for side in (first, second) for vectors in side):
+        raise ValueError("Got features that are NaN or infinite. Look at the items they were made from.")
     score = distance(range(len(first)))
     drawn = bootstrap(distance, len(first), resamples=resamples, seed=seed)
     low, high = spread_interval(score, drawn, level)

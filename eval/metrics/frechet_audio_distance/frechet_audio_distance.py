@@ -48,7 +48,7 @@ class FrechetAudioDistance(evaluate.Metric):
         sides = (predictions, references)
         if checkpoint is not None:
             made, real = (sound_vectors(side, checkpoint, device, batch_size, sampling_rate) for side in sides)
-        elif isinstance(predictions[0], str):
+        elif sampling_rate is not None or any(isinstance(item, str) for item in predictions):
             raise ValueError("Sounds need a checkpoint that makes features of them; or give the features.")
         else:
             made, real = ([numpy.asarray(vector)[None] for vector in side] for side in sides)
