@@ -150,8 +150,8 @@ class AnyGPTProcessor(ProcessorMixin):
             for index, codes in zip(todo, encode(codec, arrays), strict=True):
                 if len(codes) < spec.num_codebooks:
                     raise ValueError(
-                        f"The {modality} codec has {len(codes)} codebook{'s' * (len(codes) > 1)}, the modality table says "
-                        f"{spec.num_codebooks}. Put the codec that belongs to this checkpoint in its place."
+                        f"The {modality} codec has {len(codes)} of the {spec.num_codebooks} codebooks that the "
+                        "modality table says. Put the codec that belongs to this checkpoint in its place."
                     )
                 results[index] = codes[: spec.num_codebooks]
         return results

@@ -17,7 +17,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from diffusers import VQModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from transformers.utils import logging
 
@@ -350,6 +350,27 @@ def test_wrong_checkpoints(script, data, tmp_path):
     with pytest.raises(ValueError, match="is no state of this script"):
         module.main(command("codec_music", data, out, "--steps 2 --resume"))
     SpectralCodecModel.from_pretrained(out)  # still the good one
+
+
+def test_a_run_that_diverges_leaves_the_codec_that_was_there(script, data, tmp_path):
+    script("codec_music").main(command("codec_music", data, tmp_path / "good"))
+    before = load_file(tmp_path / "good" / "model.safetensors")
+    more = f"--work {tmp_path / 'again'} --learning_rate 1e20 --steps 9"
+    words = command("codec_music", data, tmp_path / "good", more)
+    with pytest.raises(ValueError, match="At step .* is nan. Lower the learning rate"):
+        script("codec_music").main(words)
+    after = load_file(tmp_path / "good" / "model.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_codec_that_lacks_a_tensor_is_refused(script, data, tmp_path):
+    shutil.copytree(data / "codec", tmp_path / "codec")
+    tensors = load_file(tmp_path / "codec" / "model.safetensors")
+    lost = next(key for key in tensors if "encoder" in key)
+    save_file({key: value for key, value in tensors.items() if key != lost}, tmp_path / "codec" / "model.safetensors")
+    words = command("codec_decoder", data, tmp_path / "out", f"--codec {tmp_path / 'codec'}")
+    with pytest.raises(ValueError, match=f"lacks 1 of its tensors, {lost}"):
+        script("codec_decoder").main(words)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

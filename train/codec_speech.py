@@ -108,12 +108,12 @@ def load_clips(recipe: Crops, teacher: str | None, hop: int, device: torch.devic
         train = frames - recipe.heldout
         audio.append(sound[: train * hop])
         targets.append(None if target is None else target[:train])
+        heldout.append(sound[train * hop :])
     if teacher == "phones" and all((target < 0).all() for target in targets):
         raise ValueError(
             f"No frame of {recipe.data} has a phone, which would teach codes nothing about words. Add voices "
             "(make_codec_data.py --minutes), or take another teacher."
         )
-        heldout.append(sound[train * hop :])
     some = [heldout[i] for i in np.linspace(0, len(files) - 1, min(4, len(files))).astype(int)]
     return Clips(
         torch.from_numpy(np.concatenate(audio)).to(device),
