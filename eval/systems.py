@@ -26,7 +26,7 @@ from examples import Example, picture, sound, target_of
 from modeling_anygpt.configuration_anygpt import AnyGPTConfig
 from modeling_anygpt.conversion.llm import read_json
 from processing_anygpt import codec_io, generate_best
-from processing_anygpt.codec_shelf import refuse_missing
+from processing_anygpt.codec_shelf import load_whole
 from processing_anygpt.read_back import settings_of
 from processing_anygpt.vocabulary import find_modality
 
@@ -104,10 +104,7 @@ class Model(System):
             raise ValueError(f"{folder} is no checkpoint folder: it has no config.json.")
         transformers.utils.logging.disable_progress_bar()
         self.processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True).to(device)
-        self.model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, output_loading_info=True
-        )
-        refuse_missing(report, folder)
+        self.model = load_whole(transformers.AutoModelForCausalLM, folder, local_files_only=True, dtype=dtype)
         self.model.to(device).eval()
 
     def describe(self) -> dict:

@@ -30,6 +30,7 @@ MEANS = {
     "note_f1": "f1",
     "malformed": "error_rate",
 }
+LIMITED = "examples of each group only"  # how a deviation of run.py --limit ends
 SIGNIFICANT = 0.05  # two-sided p of the paired bootstrap
 FEWEST = 6  # items that a difference must rest on: with fewer even a sign test can't reach that p
 
@@ -80,9 +81,6 @@ def refuse_mixtures(first: dict, second: dict) -> None:
             f"{folders} hold results of two checkpoints called {name!r}: {first['protocol']['name']} is of another "
             f"than {task}. Run all tasks again, or remove what is older."
         )
-
-
-LIMITED = "examples of each group only"  # how a deviation of run.py --limit ends
 
 
 def kind_of(results: dict[str, dict]) -> str:

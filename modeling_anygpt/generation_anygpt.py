@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-from .configuration_anygpt import AnyGPTConfig, find_modality
+from .configuration_anygpt import AnyGPTConfig, ModalitySpec, find_modality
 
 NO_LIMIT = 2**31 - 1
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -30,13 +30,18 @@ class OutputRequest:
     required: tuple[str, ...]
 
 
+def specs_with_ids(config: AnyGPTConfig) -> list[ModalitySpec]:
+    """The rows of the table that the vocabulary has tokens for."""
+    return [spec for spec in config.modalities if spec.first_code_id is not None]
+
+
 def resolve_request(config: AnyGPTConfig, output_modalities, required_modalities, generation_mode) -> OutputRequest:
     """Turn the arguments of `generate` into an `OutputRequest`; see there for what they mean.
 
     Raises:
         ValueError: unknown names, or arguments that contradict each other.
     """
-    names = [spec.name for spec in config.modalities if spec.first_code_id is not None]
+    names = [spec.name for spec in specs_with_ids(config)]
     for argument in (output_modalities, required_modalities):
         for name in [argument] if isinstance(argument, str) else argument or ():
             if name not in ("text", *names):
@@ -104,7 +109,7 @@ class ModalityGrammar(LogitsProcessor):
         device: torch.device | str = "cpu",
         presets: "ModalityPresets | None" = None,
     ):
-        specs = [spec for spec in config.modalities if spec.first_code_id is not None]
+        specs = specs_with_ids(config)
         size = config.vocab_size
         highest = max(max(s.first_code_id + s.num_codes - 1, s.start_token_id, s.end_token_id) for s in specs)
         if highest >= size:
@@ -404,7 +409,7 @@ class AnyGPTGenerationMixin(GenerationMixin):
         asked = {key: kwargs.pop(key) for key in REQUEST_KEYS if key in kwargs}
         given = _sampling_values(generation_config) | {k: kwargs[k] for k in NEUTRAL if kwargs.get(k) is not None}
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        if not any(spec.first_code_id is not None for spec in self.config.modalities):
+        if not specs_with_ids(self.config):
             if asked:
                 raise ValueError(f"{sorted(asked)} need a modality table with token ids in the config.")
             return prepared, model_kwargs
@@ -461,13 +466,13 @@ class AnyGPTGenerationMixin(GenerationMixin):
         presets = getattr(generation_config, "modality_presets", None)
         if generation_config.is_assistant:
             presets = None  # `logits_processor` holds the grammar of the model it drafts for, with that one's budget
-        governed = any(spec.first_code_id is not None for spec in self.config.modalities)
-        if governed and input_ids_seq_length is None:  # continuous batching, which knows of a row its last id only
+        specs = specs_with_ids(self.config)
+        if specs and input_ids_seq_length is None:  # continuous batching, which knows of a row its last id only
             raise ValueError(
                 "generate_batch runs without the grammar of modalities, so its replies may be malformed. Use generate "
                 "with a padded batch, or a server for the result of `anygpt export --to vllm`."
             )
-        if governed and isinstance(presets, dict) and "text" in presets:
+        if specs and isinstance(presets, dict) and "text" in presets:
             request = resolve_request(
                 self.config,
                 generation_config.output_modalities,
@@ -477,10 +482,7 @@ class AnyGPTGenerationMixin(GenerationMixin):
             eos = generation_config._eos_token_tensor
             if eos is None:
                 raise ValueError("No eos_token_id: set it in the generation config, replies end with it.")
-            table = [
-                presets["text"],
-                *(presets[s.name] for s in self.config.modalities if s.first_code_id is not None),
-            ]
+            table = [presets["text"], *(presets[spec.name] for spec in specs)]
             # As transformers' own: beams need a way to go on beside every end of the reply.
             least = len(eos) + 1 if (generation_config.num_beams or 1) > 1 else 1
             grammar = ModalityGrammar(

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from .files import write_text
+
 # What a repository on the hub holds besides what is used: other formats and precisions, and the image encoder of a
 # pipeline that gets embeddings.
 NOT_FETCHED = ("*.ckpt", "*/*.bin", "*.fp16.*", "image_encoder/*")
@@ -47,18 +49,10 @@ class CodecShelf:
             if library_class is not None:  # a model of diffusers, which has no Auto class for all of them
                 diffusers_class = getattr(importlib.import_module("diffusers"), library_class)
                 # Else diffusers advises on standard error to install accelerate, for models a thousand times as large.
-                model, report = diffusers_class.from_pretrained(
-                    folder, low_cpu_mem_usage=False, output_loading_info=True
-                )
+                model = load_whole(diffusers_class, folder, low_cpu_mem_usage=False)
             else:
                 trust = self.options.get("trust_remote_code", False)
-                try:
-                    model, report = AutoModel.from_pretrained(
-                        folder, trust_remote_code=trust, dtype=torch.float32, output_loading_info=True
-                    )
-                except (SafetensorError, RuntimeError) as error:
-                    raise ValueError(f"{folder} does not hold the weights of its config.json: {error}") from error
-            refuse_missing(report, folder)
+                model = load_whole(AutoModel, folder, trust_remote_code=trust, dtype=torch.float32)
             self.models[name] = model.eval().to(self.device)
         return self.models[name]
 
@@ -120,9 +114,7 @@ class CodecShelf:
                 "AutoConfig": f"{module}.{type(model.config).__name__}",
                 "AutoModel": f"{module}.{type(model).__name__}",
             }
-            temporary = folder / "config.json.tmp"
-            temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-            os.replace(temporary, folder / "config.json")
+            write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def _pipeline_class(self, folder: Path) -> Any:
         """`UnclipDecoder`: of the code that `save` put into a folder, for where the package is not, or its own."""
@@ -137,6 +129,16 @@ def _copy_code(kind: type, folder: Path) -> str:
     if module.resolve() != (folder / module.name).resolve():
         shutil.copyfile(module, folder / module.name)
     return module.stem
+
+
+def load_whole(kind: Any, folder: str | os.PathLike, **options) -> Any:
+    """`kind.from_pretrained`; ValueError if the weights lack a tensor, or hold one of another shape."""
+    try:
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder} does not hold the weights of its config.json: {error}") from error
+    refuse_missing(report, folder)
+    return model
 
 
 def refuse_missing(report: dict, name: str | os.PathLike) -> None:

@@ -26,6 +26,8 @@ MAX_CHANNELS = 64
 MAX_LEVEL = 2.0  # resampled or decoded floats overshoot 1 a little; beyond this they are scaled wrongly
 MAX_PIXELS = 64_000_000  # of a picture before it is shrunk
 MAX_DOWNLOAD = 100_000_000  # bytes
+FETCHED = ("http://", "https://")  # how sources begin that the network has
+INLINE = "data:"  # and those that bring their bytes along
 # Where a block keeps its media; "audio" and "image" as in transformers' own blocks. What is there goes before where it
 # came from: the path that datasets puts beside an array or bytes is often of another machine.
 SOURCE_KEYS = ("bytes", "array", "base64", "path", "url", "audio", "image")
@@ -303,11 +305,11 @@ def _open(source: Any, allow_urls: bool) -> tuple[Any, str]:
         if not source:
             raise ValueError("Got an empty file (0 bytes).")
         return io.BytesIO(source), f"{len(source)} bytes"
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+    if isinstance(source, str) and source.lower().startswith(FETCHED):
         if not allow_urls:
             raise ValueError(f"{source} is not fetched unless asked. Pass allow_urls=True, or download it.")
         return io.BytesIO(_download(source)), source
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and source.startswith(INLINE):
         header, _, content = source.partition(",")
         if not header.endswith(";base64"):
             raise ValueError(f"Got a data URL that begins {source[:40]!r}, need data:<type>;base64,<content>.")

@@ -24,7 +24,7 @@ from modeling_anygpt import AnyGPTConfig
 from . import codec_io, rows
 from .conversation import IGNORED, encode_pieces, render, text_only
 from .instructions import Instructions, choose, draw
-from .media import MAX_SECONDS, find_source, image_to_array, load_audio, load_image
+from .media import FETCHED, INLINE, MAX_SECONDS, find_source, image_to_array, load_audio, load_image
 from .processing_anygpt import AnyGPTProcessor
 from .vocabulary import INSTRUCTION, RESPONSE, Modality, ids_to_codes, item_to_ids
 
@@ -301,7 +301,7 @@ def load_medium(spec: Modality, block: dict, folder: str, settings: Settings) ->
     item, rate = find_source(block, spec.name), block.get("sampling_rate")
     if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} or {"bytes", "path"} inside a block
         return load_medium(spec, item, folder, settings)
-    if isinstance(item, str) and not item.startswith(("http://", "https://", "data:")):
+    if isinstance(item, str) and not item.startswith((*FETCHED, INLINE)):
         item = str(Path(folder) / item)
     if spec.sampling_rate is None:
         return image_to_array(load_image(item), spec.image_size)

@@ -28,7 +28,7 @@ from .conversation import (
     render_text,
     text_only,
 )
-from .media import MAX_SECONDS, array_to_image, find_source, image_to_array, load_audio, load_image
+from .media import INLINE, MAX_SECONDS, array_to_image, find_source, image_to_array, load_audio, load_image
 from .parts import (
     AudioPart,
     ImagePart,
@@ -269,6 +269,8 @@ class AnyGPTProcessor(ProcessorMixin):
         """
         if tools or documents or chat_template not in (None, self.chat_template):
             raise ValueError("AnyGPT knows no tools, documents or other chat templates. Leave them out.")
+        if tokenize and (return_labels or return_assistant_tokens_mask) and not return_dict:
+            raise ValueError("return_labels and return_assistant_tokens_mask need return_dict=True.")
         batching = {"padding": padding, "truncation": truncation, "max_length": max_length}
         batching |= {"return_tensors": return_tensors} | (processor_kwargs or {})
         sampling_rate = batching.pop("sampling_rate", None)
@@ -287,8 +289,6 @@ class AnyGPTProcessor(ProcessorMixin):
             return strings if batched else strings[0]
         rendered = [render(messages, *arguments, **options) for messages in conversations]
         features = {"input_ids": [ids for ids, _ in rendered]}
-        if (return_labels or return_assistant_tokens_mask) and not return_dict:
-            raise ValueError("return_labels and return_assistant_tokens_mask need return_dict=True.")
         if return_labels:
             features["labels"] = [labels for _, labels in rendered]
         if return_assistant_tokens_mask:
@@ -528,7 +528,7 @@ def _load(spec: Modality, item: Any, sampling_rate: int | None, allow_urls: bool
     if isinstance(item, dict):
         sampling_rate = item.get("sampling_rate", sampling_rate)
         found = find_source(item, spec.name)
-        if item.get("url") is found and not allow_urls and not str(found).startswith("data:"):
+        if item.get("url") is found and not allow_urls and not str(found).startswith(INLINE):
             raise ValueError(f"{found} is not fetched unless asked. Pass allow_urls=True, or download it.")
         item = found
     if isinstance(item, dict):  # datasets' {"array", "sampling_rate"} or {"bytes", "path"} inside a block

@@ -250,7 +250,7 @@ def heard_as(audio: str | None, config: dict) -> str:
         media.check_modality(audio, config, text=False)
         return audio
     heard = [row["name"] for row in config["modalities"] if row.get("sampling_rate")]
-    return "speech" if "speech" in heard else next(iter(heard), "speech")
+    return media.usual_sound(heard) or "speech"  # which a model that hears nothing does not know
 
 
 def read_input() -> str:

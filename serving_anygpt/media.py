@@ -50,6 +50,11 @@ def as_block(value: str, modalities: list[str], audio: str = "speech") -> dict:
     return {"type": "text", "text": value.strip()}
 
 
+def usual_sound(heard: list[str]) -> str | None:
+    """What a sound is that doesn't say: speech, or what else a model hears (`heard`, by name); None if nothing."""
+    return "speech" if "speech" in heard else next(iter(heard), None)
+
+
 def is_file(value: str) -> bool:
     """Whether a file of this name exists; a long text is no name, and some systems refuse to look it up."""
     try:

@@ -10,12 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
-from codec_files import load_whole, whole_files
+import torch
+from codec_files import whole_files
 from settings import read_yaml_file, run_script
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from modeling_anygpt import AnyGPTConfig
 from processing_anygpt import AnyGPTProcessor
+from processing_anygpt.codec_shelf import load_whole
 from processing_anygpt.instructions import openings
 from processing_anygpt.tiny_world import language
 
@@ -34,7 +36,7 @@ def main(words: list[str]) -> None:
         kind = AutoConfig.from_pretrained(folder)
         if not isinstance(kind, AnyGPTConfig):
             raise ValueError(f"{folder} holds a model of type {kind.model_type!r}, allowed: train/lm.py's output.")
-    model = mean_of([load_whole(AutoModelForCausalLM, folder) for folder in args.lm])
+    model = mean_of([load_whole(AutoModelForCausalLM, folder, dtype=torch.float32) for folder in args.lm])
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     model.config.assign_token_ids(tokenizer)
     for name, read_back in settings["read_back"].items():

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from processing_anygpt.codec_shelf import refuse_missing
+from processing_anygpt.codec_shelf import load_whole
 
 
 def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
@@ -48,17 +47,7 @@ def load_codec(kind: type[PreTrainedModel], source: str | Path) -> PreTrainedMod
     config = AutoConfig.from_pretrained(source)
     if not isinstance(config, kind.config_class):
         raise ValueError(f"{source} holds a model of type {config.model_type!r}, allowed: a {kind.__name__}.")
-    return load_whole(kind, source).eval().requires_grad_(False)
-
-
-def load_whole(kind: type, source: str | Path) -> PreTrainedModel:
-    """A model in float32; ValueError if its weights lack a tensor, or hold one of another shape."""
-    try:
-        model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{source} does not hold the weights of its config.json: {error}") from error
-    refuse_missing(report, source)
-    return model
+    return load_whole(kind, source, dtype=torch.float32).eval().requires_grad_(False)
 
 
 @contextmanager

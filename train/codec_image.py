@@ -34,8 +34,6 @@ from diffusers import VQModel
 from settings import parse, run_script
 
 START_BATCHES = 20  # beside the current one, to draw the first codebook from
-
-
 GROUPS = 4  # of the channels, normalised each
 
 

@@ -234,8 +234,9 @@ class Run:
                 )
 
     def _save(self, done: int, parts: dict[str, Any]) -> None:
-        self._refuse(self._totals(), done)
-        progress = {"step": done, "history": self.history, "totals": self._totals(), "count": self.count}
+        totals = self._totals()
+        self._refuse(totals, done)
+        progress = {"step": done, "history": self.history, "totals": totals, "count": self.count}
         if self.is_main:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(parts).items()}
             state = safetensors.torch.save(tensors, {"progress": json.dumps(progress)})

@@ -40,8 +40,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10, help="per voice (default: 10)")
-    every = [*voices.TRAINING_VOICES, *voices.HEARD_VOICES, *voices.HELD_OUT_VOICES]
-    parser.add_argument("--voices", nargs="*", default=voices.TRAINING_VOICES, choices=every, metavar="VOICE",
+    parser.add_argument("--voices", nargs="*", default=voices.TRAINING_VOICES, choices=voices.VOICES, metavar="VOICE",
                         help="of processing_anygpt.tiny_world (default: %(default)s)")  # fmt: skip
     parser.add_argument("--asterisk", type=Path, help="folder of g722 prompts, searched with its subfolders")
     parser.add_argument("--recordings", type=Path, help="folder of wav, flac, ogg, mp3, with its subfolders")

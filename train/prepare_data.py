@@ -29,6 +29,7 @@ from processing_anygpt import preparation, rows, sources, workers
 from processing_anygpt.instructions import load_instructions
 from processing_anygpt.media import MAX_SECONDS
 from processing_anygpt.vocabulary import find_modality
+from serving_anygpt.media import usual_sound
 
 TINY = Path(modeling_anygpt.__file__).parent / "pretrained" / "anygpt_tiny"
 
@@ -83,7 +84,7 @@ def build(args: argparse.Namespace) -> tuple[preparation.Settings, list[sources.
     config, processor = preparation.load_checkpoint(args.model)
     names = [spec.name for spec in processor.specs]
     heard = [spec.name for spec in processor.specs if spec.sampling_rate is not None]
-    args.audio = args.audio or ("speech" if "speech" in heard else next(iter(heard), None))
+    args.audio = args.audio or usual_sound(heard)
     for name in [*args.cut, *([args.audio] if args.audio else [])]:
         if find_modality(processor.specs, name).name not in heard:
             raise ValueError(f"{name} is no sound: --audio and --cut take {', '.join(heard)}.")

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec_files import export, load_codec, load_whole, read_arrays
+from codec_files import export, load_codec, read_arrays
 from codec_samples import write_sounds
 from codec_training import Checked, Run, RunSettings
 from settings import parse, run_script
 
 from modeling_anygpt.codecs import SoundStormConfig, SoundStormModel, SpeechTokenizerModel
+from processing_anygpt.codec_shelf import load_whole
 
 PROMPT = (25, 125)  # frames, at least and at most
 
@@ -154,7 +155,7 @@ def go_on_from(folder: str, config: SoundStormConfig) -> SoundStormModel:
                 f"{folder} has {name} {getattr(found, name)}, the recipe and its codes have {getattr(config, name)}. "
                 "Make them equal, or leave `start` out."
             )
-    return load_whole(SoundStormModel, folder)
+    return load_whole(SoundStormModel, folder, dtype=torch.float32)
 
 
 def neighbours(codec: SpeechTokenizerModel, perplexity: float) -> torch.Tensor:

@@ -150,9 +150,9 @@ def _checked(items: Sequence[float], weights: Sequence[float] | None) -> tuple[n
         raise ValueError(
             f"Got items of shape {values.shape} and weights of shape {shares.shape}; give one finite number per item."
         )
-    if not (np.isfinite(shares) & (shares > 0)).all():
-        wrong = shares[~(np.isfinite(shares) & (shares > 0))][0]
-        raise ValueError(f"Got a weight of {wrong:g}; weights are finite and above 0. Leave such items out.")
+    wrong = shares[~(np.isfinite(shares) & (shares > 0))]
+    if len(wrong):
+        raise ValueError(f"Got a weight of {wrong[0]:g}; weights are finite and above 0. Leave such items out.")
     return values, shares
 
 

@@ -36,6 +36,7 @@ HEARD_VOICES = (
 )  # fmt: skip
 # The first two are speakers never heard; the others are trained speakers in another synthesiser.
 HELD_OUT_VOICES = ("festival_ked", "joe", "festival_kal", "festival_slt_hts")
+VOICES = TRAINING_VOICES + HEARD_VOICES + HELD_OUT_VOICES
 
 FESTIVAL_VOICES = {
     "festival_ked": "ked_diphone",
@@ -57,7 +58,7 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
 
     Args:
         text: what to say, plain words.
-        voice: one of `TRAINING_VOICES`, `HEARD_VOICES` or `HELD_OUT_VOICES`.
+        voice: one of `VOICES`.
         speed: 1.0 is the voice's own pace, 1.1 is 10 % faster; between 0.5 and 2. festival_slt_hts has one pace only.
 
     Raises:
@@ -79,9 +80,7 @@ def say(text: str, voice: str, speed: float = 1.0) -> np.ndarray:
     elif voice == "joe":
         wave, rate = _joe(text, speed)
     else:
-        raise ValueError(
-            f"Unknown voice {voice!r}. Known: {', '.join(TRAINING_VOICES + HEARD_VOICES + HELD_OUT_VOICES)}."
-        )
+        raise ValueError(f"Unknown voice {voice!r}. Known: {', '.join(VOICES)}.")
     wave = trim(to_16k(wave, rate))
     if not wave.size:
         raise ValueError(f"The voice {voice!r} gave no sound for {text!r}; use plain English words.")
